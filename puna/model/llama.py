@@ -111,10 +111,10 @@ def count_parameters(config: LlamaConfig) -> int:
 def flops_per_token(config: LlamaConfig, seq_len: int) -> int:
     """Floating-point operations to train on one token, forward and backward.
 
-    6 for every parameter that multiplies (all but the input embedding and the norms), plus 12 * layers * dim
-    * seq_len for attention's two products. Attention is counted over the full S x S square, though causality
-    needs half, as in PaLM's appendix B (arXiv 2204.02311) and most published MFU figures; recomputation is
-    not counted.
+    6 for every parameter that multiplies (all but the input embedding and the norms), plus 12 * seq_len *
+    layers * dim for attention's two products. Attention is counted over the full S x S square, though
+    causality needs half, as in PaLM's appendix B (arXiv 2204.02311) and most published MFU figures;
+    recomputation is not counted.
     """
     return 6 * _matmul_parameters(config) + 12 * config.layers * config.dim * seq_len
 
@@ -129,8 +129,7 @@ class Cache(Protocol):
 
 
 def document_positions(documents: Tensor) -> Tensor:
-    """Positions [B, S] that restart at 0 wherever the document id [B, S] differs from its left
-    neighbour's."""
+    """Positions [B, S] that restart at 0 wherever the document id [B, S] differs from the one before."""
     index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     starts = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
     return index - torch.where(starts, index, 0).cummax(dim=1).values
@@ -171,8 +170,7 @@ class Rope(nn.Module):
         self.register_buffer("inv_freq", rope_frequencies(config), persistent=False)
 
     def _apply(self, fn, recurse=True):
-        """Follow the model to another device, but stay fp32 through .to(bfloat16) and whole through
-        to_empty()."""
+        """Follow the model to another device, but stay fp32 under to(bfloat16) and valid under to_empty()."""
         super()._apply(fn, recurse)
         self.inv_freq = rope_frequencies(self.config).to(self.inv_freq.device)
         return self
