@@ -210,15 +210,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.dim, kv_dim, bias=False)
         self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         # The number of heads is left to view(): under tensor parallelism a rank holds a part of them.
         B, S, _ = x.shape
         q = rotate(self.q_proj(x).view(B, S, -1, self.head_dim), cos, sin).transpose(1, 2)  # [B, heads, S, D]
-        k = rotate(self.k_proj(x).view(B, S, -1, self.head_dim), cos, sin).transpose(
-            1, 2
-        )  # [B, kv_heads, S, D]
+        k = rotate(self.k_proj(x).view(B, S, -1, self.head_dim), cos, sin).transpose(1, 2)  # [B, kv_heads, S, D]
         v = self.v_proj(x).view(B, S, -1, self.head_dim).transpose(1, 2)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # [B, kv_heads, K, D]
@@ -255,9 +251,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 

@@ -30,9 +30,7 @@ def read_config(directory: str | Path) -> LlamaConfig:
     return _config_from_hf(read_json(path), path)
 
 
-def load_hf(
-    directory: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> Llama:
+def load_hf(directory: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Llama:
     """Load a Hugging Face directory; `dtype` None keeps the file's. A tied output matrix becomes a copy."""
     directory = Path(directory)
     config, tied = read_config(directory), read_json(directory / "config.json").get("tie_word_embeddings")
@@ -131,9 +129,7 @@ def _safetensors_files(directory: Path) -> list[Path]:
     names = sorted(set(read_json(index).get("weight_map", {}).values()))
     for name in names:
         if Path(name).name != name or not (directory / name).is_file():
-            raise PunaError(
-                f"{index}: lists {name!r}, which is not a file beside it; copy the directory again"
-            )
+            raise PunaError(f"{index}: lists {name!r}, which is not a file beside it; copy the directory again")
     return [directory / name for name in names]
 
 

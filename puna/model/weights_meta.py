@@ -136,9 +136,7 @@ def _meta_ffn_dim(dim: int, multiplier: float | None, multiple_of: int) -> int:
 def config_to_params(config: LlamaConfig) -> dict[str, Any]:
     """What Meta's params.json says of a configuration; it has no word for max_seq_len."""
     if config.rope_scaling not in (None, RopeScaling()):
-        raise PunaError(
-            f"rope_scaling = {config.rope_scaling}: Meta's params.json can only say {RopeScaling()}"
-        )
+        raise PunaError(f"rope_scaling = {config.rope_scaling}: Meta's params.json can only say {RopeScaling()}")
     # Meta does not store the FFN's size but a factor on 8/3 dim, then rounds up. The shortest decimal that
     # lands on our size is the published one: 1.3, 1.3 and 1.2 for 8B, 70B and 405B.
     multiple_of = min(config.ffn_dim & -config.ffn_dim, 1024)
@@ -150,9 +148,7 @@ def config_to_params(config: LlamaConfig) -> dict[str, Any]:
         "n_heads": config.heads,
         "n_kv_heads": config.kv_heads,
         "vocab_size": config.vocab_size,
-        "ffn_dim_multiplier": next(
-            m for m in shortest if _meta_ffn_dim(config.dim, m, multiple_of) == config.ffn_dim
-        ),
+        "ffn_dim_multiplier": next(m for m in shortest if _meta_ffn_dim(config.dim, m, multiple_of) == config.ffn_dim),
         "multiple_of": multiple_of,
         "norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,

@@ -49,9 +49,7 @@ class Rendered(NamedTuple):
     mask: list[bool]
 
 
-def render(
-    chat: Chat, tokenizer: Tokenizer, *, profile: Profile = "hf", generation_prompt: bool = False
-) -> Rendered:
+def render(chat: Chat, tokenizer: Tokenizer, *, profile: Profile = "hf", generation_prompt: bool = False) -> Rendered:
     """Tokens of a chat; with `generation_prompt`, up to where the model's next answer starts.
 
     Content is encoded apart from the frame, so nothing a user writes becomes a special token.
@@ -144,8 +142,7 @@ def _builtin_call(call: ToolCall) -> str:
 # Profile hf
 
 _HF_TOOLS_IN_SYSTEM = (
-    "You have access to the following functions. "
-    "To call a function, please respond with JSON for a function call."
+    "You have access to the following functions. To call a function, please respond with JSON for a function call."
 )
 _HF_TOOLS_IN_USER = (
     "Given the following functions, please respond with a JSON for a function call "

@@ -131,11 +131,7 @@ class Tokenizer:
         size = len(texts) // (8 * workers) + 1  # a task of one short text would cost more than it saves
         shares = [texts[start : start + size] for start in range(0, len(texts), size)]
         with ThreadPoolExecutor(workers) as pool:
-            return [
-                ids
-                for share in pool.map(lambda share: list(map(self.encode, share)), shares)
-                for ids in share
-            ]
+            return [ids for share in pool.map(lambda share: list(map(self.encode, share)), shares) for ids in share]
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Token ids of any bytes: UTF-8 as `encode` has it, every other byte as a token of its own."""
@@ -208,9 +204,7 @@ class Tokenizer:
 
     def _id(self, name: str) -> int:
         if name not in self.special:
-            raise PunaError(
-                f"no special token {name}: use Llama 3.1's tokenizer files (3.0's have the same ids)"
-            )
+            raise PunaError(f"no special token {name}: use Llama 3.1's tokenizer files (3.0's have the same ids)")
         return self.special[name]
 
 

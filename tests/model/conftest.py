@@ -30,9 +30,7 @@ def meta() -> Iterator[SimpleNamespace]:
     initialize = ModuleType("fairscale.nn.model_parallel.initialize")
     layers = ModuleType("fairscale.nn.model_parallel.layers")
     vars(initialize).update(get_model_parallel_world_size=lambda: 1, get_model_parallel_rank=lambda: 0)
-    vars(layers).update(
-        ColumnParallelLinear=_Linear, RowParallelLinear=_Linear, VocabParallelEmbedding=_Embedding
-    )
+    vars(layers).update(ColumnParallelLinear=_Linear, RowParallelLinear=_Linear, VocabParallelEmbedding=_Embedding)
     stubs |= {module.__name__: module for module in (initialize, layers)}
     vars(stubs["fairscale.nn.model_parallel"]).update(initialize=initialize, layers=layers)
     vars(stubs["fairscale.nn"]).update(model_parallel=stubs["fairscale.nn.model_parallel"])

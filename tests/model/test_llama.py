@@ -55,9 +55,7 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
 # -- sizes --
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("8b", 8_030_261_248), ("70b", 70_553_706_496), ("405b", 405_853_388_800)]
-)
+@pytest.mark.parametrize(("name", "count"), [("8b", 8_030_261_248), ("70b", 70_553_706_496), ("405b", 405_853_388_800)])
 def test_published_sizes_are_exact(name: str, count: int):
     with torch.device("meta"):
         model = Llama(PRESETS[name])
@@ -243,9 +241,7 @@ def test_logits_and_gradients_match_meta(meta: SimpleNamespace, start: int, scal
         )
     )
     # A window of the rotations instead of a cache of 131,072 empty keys.
-    rotations = meta.model.precompute_freqs_cis(
-        TINY.head_dim, start + S, TINY.rope_theta, scaling is not None
-    )
+    rotations = meta.model.precompute_freqs_cis(TINY.head_dim, start + S, TINY.rope_theta, scaling is not None)
     reference.freqs_cis = rotations[start:]
     model = with_scaled_norms(tiny(replace(TINY, rope_scaling=scaling)))
     reference.load_state_dict(dict(to_meta(*item) for item in model.state_dict().items()))
@@ -353,9 +349,7 @@ def test_initialisation_depends_only_on_the_generator():
 def test_initial_loss_is_that_of_a_guess():
     tokens = rows(8, 64)
     loss = next_token_loss(tiny()(tokens), tokens).item()
-    assert loss == pytest.approx(
-        torch.tensor(96.0).log().item() + 0.5, abs=0.3
-    )  # logits of variance 1 cost 1/2
+    assert loss == pytest.approx(torch.tensor(96.0).log().item() + 0.5, abs=0.3)  # logits of variance 1 cost 1/2
 
 
 def test_bf16_autocast_stays_close_and_reaches_every_parameter():

@@ -300,9 +300,7 @@ def test_missing_or_broken_json_is_named(saved: Path):
 
 
 def test_a_model_that_does_not_fit_its_configuration_is_not_saved(model: Llama, tmp_path: Path):
-    with pytest.raises(
-        PunaError, match=r"lm_head\.weight is \[96, 64\], the configuration asks for \[97, 64\]"
-    ):
+    with pytest.raises(PunaError, match=r"lm_head\.weight is \[96, 64\], the configuration asks for \[97, 64\]"):
         save_hf(model, replace(TINY, vocab_size=97), tmp_path / "hf", **TOKENS)
     assert not (tmp_path / "hf").exists()
 

@@ -88,9 +88,7 @@ def test_template_refuses_what_it_cannot_write(theirs: PreTrainedTokenizerBase) 
     with pytest.raises(TemplateError, match="one tool call a message"):
         theirs.apply_chat_template(messages, tokenize=False)
     with pytest.raises(TemplateError, match="first user message"):
-        theirs.apply_chat_template(
-            messages[:0] or [{"role": "system", "content": ""}], tools=[], tokenize=False
-        )
+        theirs.apply_chat_template(messages[:0] or [{"role": "system", "content": ""}], tools=[], tokenize=False)
 
 
 def test_template_takes_null_tool_calls_and_custom_tools(theirs: PreTrainedTokenizerBase) -> None:
@@ -170,9 +168,7 @@ def document_chats() -> dict[int, Chat]:
                 Message("tool", result),
             ]
         ),
-        10: Chat(
-            [helpful_line, Message("user", "Use tools to get latest trending songs")], [schema], date=date
-        ),
+        10: Chat([helpful_line, Message("user", "Use tools to get latest trending songs")], [schema], date=date),
     }
 
 
@@ -191,14 +187,10 @@ def test_meta_answers_are_the_documents(place: int) -> None:
 
 def test_meta_lists_tools_in_the_system_message() -> None:
     schema = {"type": "function", "function": {"name": "now", "parameters": {}}}
-    chat = Chat(
-        [Message("system", "Be brief."), Message("user", "hi")], [schema], tools_in_user_message=False
-    )
+    chat = Chat([Message("system", "Be brief."), Message("user", "hi")], [schema], tools_in_user_message=False)
     system = render_text(chat, profile="meta").split("<|eot_id|>")[0]
     assert "system<|end_header_id|>\n\nEnvironment: ipython\n\nAnswer the user's question" in system
-    assert system.endswith(
-        '        "parameters": {}\n    }\n}\n\nReturn function calls in JSON format.\n\nBe brief.'
-    )
+    assert system.endswith('        "parameters": {}\n    }\n}\n\nReturn function calls in JSON format.\n\nBe brief.')
 
 
 @pytest.mark.parametrize("call", [SEARCH, CODE, WEATHER], ids=lambda call: call.name)

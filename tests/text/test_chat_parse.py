@@ -22,14 +22,11 @@ CALLS = {
     '[get_boiling_point(liquid_name="water", celcius=True)]': [
         ToolCall("get_boiling_point", {"liquid_name": "water", "celcius": True})
     ],
-    '[get_boiling_point(liquid_name="water", celcius=True), '
-    'get_melting_point(substance="ice", kelvin=False)]': [
+    '[get_boiling_point(liquid_name="water", celcius=True), get_melting_point(substance="ice", kelvin=False)]': [
         ToolCall("get_boiling_point", {"liquid_name": "water", "celcius": True}),
         ToolCall("get_melting_point", {"substance": "ice", "kelvin": False}),
     ],
-    "[calculate_volume(radius=5.2, height=10)]": [
-        ToolCall("calculate_volume", {"radius": 5.2, "height": 10})
-    ],
+    "[calculate_volume(radius=5.2, height=10)]": [ToolCall("calculate_volume", {"radius": 5.2, "height": 10})],
     '[process_data(name="sample", value=42, active=True, ratio=3.14)]': [
         ToolCall("process_data", {"name": "sample", "value": 42, "active": True, "ratio": 3.14})
     ],
@@ -69,13 +66,9 @@ CALLS = {
         F,
         ToolCall("g", {"b": "it's"}),
     ],
-    '{"name": "f", "parameters": {"text": "two\nlines, it\'s so"}}': [
-        ToolCall("f", {"text": "two\nlines, it's so"})
-    ],
+    '{"name": "f", "parameters": {"text": "two\nlines, it\'s so"}}': [ToolCall("f", {"text": "two\nlines, it's so"})],
     'wolfram_alpha.call(query="2+2")': [ToolCall("wolfram_alpha", {"query": "2+2"})],
-    '<|python_tag|>brave_search.call(query="who said "no"?")': [
-        ToolCall("brave_search", {"query": 'who said "no"?'})
-    ],
+    '<|python_tag|>brave_search.call(query="who said "no"?")': [ToolCall("brave_search", {"query": 'who said "no"?'})],
     f'<|python_tag|>brave_search.call(query="gold"); wolfram_alpha.call(query="1 oz"), {F_JSON}': [
         ToolCall("brave_search", {"query": "gold"}),
         ToolCall("wolfram_alpha", {"query": "1 oz"}),
@@ -84,9 +77,7 @@ CALLS = {
     '<|python_tag|>code_interpreter.call(code="print("a"), 1); x = {}")': [
         ToolCall("code_interpreter", {"code": 'print("a"), 1); x = {}'})
     ],
-    '<|python_tag|>client.call(query="x")': [
-        ToolCall("code_interpreter", {"code": 'client.call(query="x")'})
-    ],
+    '<|python_tag|>client.call(query="x")': [ToolCall("code_interpreter", {"code": 'client.call(query="x")'})],
 }
 
 CONTENT = [
@@ -152,9 +143,7 @@ def test_only_the_special_token_is_the_tag(tokenizer: Tokenizer) -> None:
     spelt = tokenizer.encode(text)
     assert parse([*spelt, tokenizer.eot_id], tokenizer) == Message("assistant", text)
     ids = [tokenizer.python_tag_id, *tokenizer.encode("print(1)"), tokenizer.eom_id]
-    assert parse(ids, tokenizer) == Message(
-        "assistant", "", [ToolCall("code_interpreter", {"code": "print(1)"})]
-    )
+    assert parse(ids, tokenizer) == Message("assistant", "", [ToolCall("code_interpreter", {"code": "print(1)"})])
     with pytest.raises(ValueError, match="need the tokenizer"):
         parse(ids)
 
@@ -178,9 +167,7 @@ searches = st.builds(
 def test_rendered_calls_come_back(tokenizer: Tokenizer, calls: list[ToolCall], profile: Profile) -> None:
     chat = Chat([Message("user", "go"), Message("assistant", "", calls)], builtin_tools=["brave_search"])
     prompt = render(Chat(chat.messages[:1], builtin_tools=["brave_search"]), tokenizer, profile=profile)
-    ids = render(chat, tokenizer, profile=profile).ids[
-        len(prompt.ids) + len(tokenizer.encode("assistant")) + 3 :
-    ]
+    ids = render(chat, tokenizer, profile=profile).ids[len(prompt.ids) + len(tokenizer.encode("assistant")) + 3 :]
     assert parse(ids, tokenizer) == chat.messages[1]
 
 

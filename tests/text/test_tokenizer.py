@@ -138,9 +138,7 @@ def test_special_names_fill_up_with_reserved_ones() -> None:
     assert special_names(12)[-2:] == ["<|python_tag|>", "<|reserved_special_token_3|>"]
 
 
-def test_ids_equal_those_of_tokenizers_and_transformers(
-    tokenizer: Tokenizer, exported: Path, texts: list[str]
-) -> None:
+def test_ids_equal_those_of_tokenizers_and_transformers(tokenizer: Tokenizer, exported: Path, texts: list[str]) -> None:
     library = tokenizers.Tokenizer.from_file(str(exported / "tokenizer.json"))
     theirs = AutoTokenizer.from_pretrained(exported)
     plain = [text for text in texts if "<|" not in text]  # they turn the names of specials into specials
@@ -155,16 +153,12 @@ def test_ids_equal_those_of_tokenizers_and_transformers(
 
 @given(st.text(alphabet="ab ' \n.1é", max_size=40))
 @settings(max_examples=300, deadline=None)
-def test_ids_equal_those_of_tokenizers_where_merges_compete(
-    tokenizer: Tokenizer, exported: Path, text: str
-) -> None:
+def test_ids_equal_those_of_tokenizers_where_merges_compete(tokenizer: Tokenizer, exported: Path, text: str) -> None:
     library = tokenizers.Tokenizer.from_file(str(exported / "tokenizer.json"))
     assert library.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
 
 
-def test_ids_equal_those_of_metas_class_on_our_file(
-    tokenizer: Tokenizer, exported: Path, texts: list[str]
-) -> None:
+def test_ids_equal_those_of_metas_class_on_our_file(tokenizer: Tokenizer, exported: Path, texts: list[str]) -> None:
     meta = MetaTokenizer(exported / "tokenizer.model")
     for text in texts:
         assert tokenizer.encode(text, bos=True, eos=True) == meta.encode(text, bos=True, eos=True)
@@ -216,9 +210,7 @@ def test_text_never_becomes_a_special_token(tokenizer: Tokenizer, text: str) -> 
 
 @given(st.data())
 @settings(max_examples=200, deadline=None)
-def test_streaming_gives_the_whole_text_in_whole_characters(
-    tokenizer: Tokenizer, data: st.DataObject
-) -> None:
+def test_streaming_gives_the_whole_text_in_whole_characters(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
     decoder = tokenizer.stream_decoder()
     parts = [decoder.push(index) for index in ids]

@@ -1,0 +1,154 @@
+"""Direct preference optimization on the model's own calls, labelled by executing them (section 4.1.4).
+
+For each problem the SFT model answers several times; a call whose result is right is preferred to one whose result is
+wrong. The loss is DPO's with beta 0.1 on all but the format's special tokens, as the paper masks header and
+termination tokens, plus 0.2 of the likelihood of the preferred response.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from puna.errors import PunaError
+from puna.infer.engine import Engine, Sampling
+from puna.log import Log
+from puna.model.weights import load_hf
+from puna.posttrain.chats import prompt, read_jsonl
+from puna.recipe import Dpo, Recipe
+from puna.run import figure, work_folder, write_text
+from puna.text.chat import parse
+from puna.text.tokenizer import Tokenizer
+from puna.tools import CALCULATOR, run_call
+from puna.train.batches import IGNORE, Batch, lay_out, rng
+from puna.train.launch import World, count_processes, launch
+from puna.train.loop import train
+from puna.train.losses import Preference
+from puna.train.save import save_model
+
+
+class Pair(NamedTuple):
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
+    """Chat model and problems -> a chat model that prefers what works, and pairs.jsonl, what it learned that from."""
+    knobs, work = recipe.dpo, work_folder(out)
+    path = work / "pairs.jsonl"
+    if not path.exists():
+        found = sample_pairs(recipe, inputs, log)
+        write_text(path, "".join(json.dumps(pair._asdict()) + "\n" for pair in found))
+    pairs = [Pair(**line) for line in read_jsonl(path)]
+    if len(pairs) < knobs.batch_rows:
+        raise PunaError(
+            f"only {len(pairs)} preference pairs, fewer than dpo.batch_rows = {knobs.batch_rows}: the model is always "
+            "right or always wrong; raise synthesize.preference_problems or dpo.temperature, or lower dpo.batch_rows"
+        )
+    tokenizer = Tokenizer.load(inputs["sft"])
+    if not (work / "reference.npy").exists():
+        batches = Preferences(pairs, None, knobs, tokenizer, recipe.seed)
+        save_reference(batches, inputs["sft"], work / "reference.npy", log)
+    launch(_train, count_processes(knobs), recipe, inputs, out, log)
+    (out / "pairs.jsonl").write_bytes(path.read_bytes())
+    return {"dpo.pairs": figure(len(pairs)), "dpo.loss": figure(round(log.last("loss", 10), 4))}
+
+
+def sample_pairs(recipe: Recipe, inputs: dict[str, Path], log: Log) -> list[Pair]:
+    """Right and wrong first calls of the same problem, from `samples` draws each."""
+    knobs = recipe.dpo
+    engine = Engine.load(inputs["sft"])
+    problems = list(read_jsonl(inputs["synthesize"] / "preference.jsonl"))
+    sampling = Sampling(knobs.max_tokens, knobs.temperature, seed=recipe.seed)
+    pairs: list[Pair] = []
+    right = 0
+    with log.progress("sampling calls", len(problems)) as bar:
+        for at in range(0, len(problems), 64):
+            some = problems[at : at + 64]
+            prompts = [prompt(problem["question"], [CALCULATOR], engine.tokenizer) for problem in some]
+            drawn = engine.generate(prompts, sampling, knobs.samples, first=at * knobs.samples)
+            for problem, ids, responses in zip(some, prompts, drawn):
+                works = {True: [], False: []}
+                for response in dict.fromkeys(map(tuple, responses)):
+                    works[is_right(response, problem["answer"], engine.tokenizer)].append(list(response))
+                right += sum(is_right(response, problem["answer"], engine.tokenizer) for response in responses)
+                found = [(good, bad) for good in works[True] for bad in works[False]]
+                pairs += [Pair(ids, good, bad) for good, bad in found[: knobs.pairs_per_problem]]
+            bar.advance(len(some), f"{len(pairs)} pairs")
+    log.message(f"{right / len(problems) / knobs.samples:.3f} of the sampled calls are right; {len(pairs)} pairs")
+    return pairs
+
+
+def is_right(response: Sequence[int], answer: str, tokenizer: Tokenizer) -> bool:
+    """Whether a response is one finished call that gives the answer when it is executed."""
+    calls = parse(list(response), tokenizer).tool_calls
+    finished = response[-1] in tokenizer.stop_ids
+    return finished and len(calls) == 1 and run_call(calls[0], [CALCULATOR]) == answer
+
+
+class Preferences:
+    """Pairs as training rows: the chosen dialogue and the rejected one side by side, as two documents."""
+
+    def __init__(
+        self, pairs: list[Pair], reference: np.ndarray | None, knobs: Dpo, tokenizer: Tokenizer, seed: int
+    ) -> None:
+        longest = max(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs)
+        if longest > knobs.seq_len:
+            raise PunaError(f"a pair has {longest} tokens, dpo.seq_len is {knobs.seq_len}; raise it")
+        self.pairs, self.reference, self.seq_len, self.pad_id = (
+            pairs,
+            reference,
+            knobs.seq_len,
+            tokenizer.pad_id,
+        )
+        self.special = torch.tensor(sorted(tokenizer.special.values()))
+        self.orders = [rng(seed, "pairs", epoch).permutation(len(pairs)) for epoch in range(knobs.epochs)]
+
+    def __len__(self) -> int:
+        return len(self.pairs) * len(self.orders)
+
+    def rows(self, numbers: Sequence[int]) -> Batch:
+        places = [int(self.orders[i // len(self.pairs)][i % len(self.pairs)]) for i in numbers]
+        return self.of(places)
+
+    def of(self, places: Sequence[int]) -> Batch:
+        rows = []
+        for pair in (self.pairs[place] for place in places):
+            masks = [[False] * len(pair.prompt) + [True] * len(end) for end in (pair.chosen, pair.rejected)]
+            rows.append([(pair.prompt + pair.chosen, masks[0]), (pair.prompt + pair.rejected, masks[1])])
+        batch = lay_out(rows, self.seq_len, self.pad_id)
+        batch.scored = (batch.labels != IGNORE) & ~torch.isin(batch.labels, self.special)
+        if self.reference is not None:
+            batch.reference = torch.from_numpy(self.reference[list(places)])
+        return batch
+
+
+@torch.no_grad()
+def save_reference(batches: Preferences, model_folder: Path, path: Path, log: Log) -> None:
+    """The reference model's log-probabilities of every pair, once: [pairs, 2] fp32."""
+    model = load_hf(model_folder, dtype=torch.float32).eval()
+    loss, found = Preference(1.0, 0.0), []
+    with log.progress("reference", len(batches.pairs)) as bar:
+        for at in range(0, len(batches.pairs), 8):
+            batch = batches.of(range(at, min(at + 8, len(batches.pairs))))
+            hidden = model.hidden(batch.tokens, documents=batch.documents)
+            found.append(loss.sums(hidden, model.lm_head.weight, batch)[1])
+            bar.advance(len(batch.tokens))
+    aside = path.with_suffix(".aside.npy")
+    np.save(aside, torch.cat(found).numpy())
+    aside.replace(path)
+
+
+def _train(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> None:
+    knobs, work = recipe.dpo, work_folder(out)
+    tokenizer = Tokenizer.load(inputs["sft"])
+    pairs = [Pair(**line) for line in read_jsonl(work / "pairs.jsonl")]
+    batches = Preferences(pairs, np.load(work / "reference.npy"), knobs, tokenizer, recipe.seed)
+    model = load_hf(inputs["sft"], dtype=torch.float32)
+    train(model, batches, Preference(knobs.beta, knobs.nll), knobs, world, work, log, "DPO")
+    if world.rank == 0:
+        save_model(model, tokenizer, out)

@@ -1,0 +1,50 @@
+"""The pretraining stage: next-token prediction on the mixed shards (section 3.4)."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puna.errors import PunaError
+from puna.log import Log
+from puna.model.llama import PRESETS, Llama, LlamaConfig, count_parameters
+from puna.recipe import Model, Recipe
+from puna.run import figure, work_folder
+from puna.text.tokenizer import Tokenizer
+from puna.train.batches import Shards
+from puna.train.launch import World, count_processes, launch
+from puna.train.loop import train, use_compile
+from puna.train.losses import NextToken
+from puna.train.save import save_model
+
+
+def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
+    """Shards and tokenizer -> a base model, as a Hugging Face directory."""
+    launch(_train, count_processes(recipe.pretrain), recipe, inputs, out, log)
+    config = model_config(recipe.model, Tokenizer.load(inputs["tokenizer"]).vocab_size)
+    return {
+        "pretrain.parameters": figure(count_parameters(config)),
+        "pretrain.tokens": figure(recipe.pretrain.steps * recipe.pretrain.batch_tokens, "tokens"),
+        "pretrain.loss": figure(round(log.last("loss", 50), 4), "nats/token"),
+    }
+
+
+def model_config(knobs: Model, vocab_size: int) -> LlamaConfig:
+    """The preset with the recipe's overrides; PunaError for an unknown preset or sizes that do not fit."""
+    if knobs.preset not in PRESETS:
+        raise PunaError(f"model.preset = {knobs.preset!r} is not known; the presets are {', '.join(PRESETS)}")
+    return dataclasses.replace(PRESETS[knobs.preset], vocab_size=vocab_size, **knobs.overrides)
+
+
+def _train(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> None:
+    knobs = recipe.pretrain
+    tokenizer = Tokenizer.load(inputs["tokenizer"])
+    model = Llama(model_config(recipe.model, tokenizer.vocab_size))
+    model.init_weights(torch.Generator().manual_seed(recipe.seed))
+    rows = knobs.steps * knobs.batch_rows
+    batches = Shards(inputs["shards"], knobs.mix, rows, knobs.seq_len, knobs.max_epochs, tokenizer.bos_id, recipe.seed)
+    loss = NextToken(compiled=use_compile(knobs, world.device))
+    train(model, batches, loss, knobs, world, work_folder(out), log, "pretraining")
+    if world.rank == 0:
+        save_model(model, tokenizer, out)

@@ -1,0 +1,307 @@
+"""The recipe: every knob of a run, typed, validated and explained in one place.
+
+A recipe file is TOML and holds only what differs from the defaults here; `key.path=value` on the command line
+overrides it. There is no inheritance between recipes and no second place for a default. A default that comes
+from the paper (arXiv 2407.21783) names its section; every other default is ours.
+"""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from puna.errors import PunaError
+
+
+class Knobs(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Corpus(Knobs):
+    """Raw pages to kept documents (section 3.1). The paper prints no threshold, so every value here is ours."""
+
+    source: str = "demo"
+    """`demo`, or a folder of WARC files and of .html, .htm and .xhtml pages (.gz too), or one such file."""
+    workers: int = Field(2, ge=1)
+    """Processes that read and filter pages; the result does not depend on it."""
+    max_documents: int | None = Field(None, ge=1)
+    """Read at most so many pages, for a quick run; which ones depends on their names alone."""
+    held_out: float = Field(0.02, ge=0, lt=1)
+    """Share of the documents kept out of training for evaluation, chosen by the hash of the URL."""
+    languages: list[str] = Field(["en", "de", "es", "fr", "hi", "it", "pt"], min_length=1)
+    """Languages to keep, by ISO 639-1 code (Llama 3.1's without Thai, which is written without spaces)."""
+    max_page_bytes: int = Field(2_000_000, ge=1)
+    """Larger pages are set aside unread."""
+    min_words: int = Field(50, ge=0)
+    max_words: int = Field(100_000, ge=1)
+    min_mean_word_length: float = Field(2.5, ge=0)
+    """In characters (Gopher has 3; code has short words)."""
+    max_mean_word_length: float = Field(12.0, gt=0)
+    max_symbol_ratio: float = Field(0.1, ge=0)
+    """`#` signs and ellipses per word (Gopher)."""
+    min_alphabetic_fraction: float = Field(0.5, ge=0, le=1)
+    """Share of words with a letter in them (Gopher has 0.8; mathematics and code have fewer)."""
+    max_duplicate_line_fraction: float = Field(0.3, ge=0, le=1)
+    """Share of the characters that lie in repeated lines (Gopher has 0.2)."""
+    max_duplicate_ngram_fraction: float = Field(0.3, ge=0, le=1)
+    """Share of the characters that lie in repeated word 10-grams (section 3.1.1; Gopher has 0.1)."""
+    minhash_permutations: int = Field(112, ge=1)
+    minhash_bands: int = Field(14, ge=1)
+    """Documents that agree in a whole band are compared; 14 bands of 8 rows find 0.994 of the pairs at 0.8."""
+    minhash_ngram: int = Field(5, ge=1)
+    """Words in a shingle."""
+    minhash_threshold: float = Field(0.8, gt=0, le=1)
+    """Documents with this Jaccard similarity, computed exactly, are near-duplicates."""
+
+
+class Tokenizer(Knobs):
+    """Byte-level BPE with Llama 3's split pattern (section 3.2)."""
+
+    path: str | None = None
+    """An existing tokenizer.model, tokenizer.json or model directory to use instead of training one."""
+    vocab_size: int = Field(128_256, ge=300)
+    """Entries, special tokens included (Llama 3: 128,000 + 256)."""
+    special_tokens: int = Field(256, ge=11)
+    """How many of them are special, in Meta's order."""
+    sample_megabytes: float = Field(50.0, gt=0)
+    """Text to learn merges from, drawn from the parts by the weights of `pretrain.mix`."""
+
+
+class Model(Knobs):
+    """The architecture: a preset of puna/model/llama.py, and what differs from it."""
+
+    preset: str = "8b"
+    dim: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    ffn_dim: int | None = None
+    max_seq_len: int | None = None
+
+    @property
+    def overrides(self) -> dict[str, int]:
+        return {k: v for k, v in self.model_dump(exclude={"preset"}).items() if v is not None}
+
+
+class Training(Knobs):
+    """What every training stage has: batch, schedule, optimizer, precision, checkpoints."""
+
+    seq_len: int = Field(8192, ge=8)
+    """Tokens in a packed row."""
+    batch_rows: int = Field(512, ge=1)
+    """Rows in an optimizer step, over all processes."""
+    micro_rows: int = Field(1, ge=1)
+    """Rows that go through the model at once in each process; the rest is gradient accumulation."""
+    peak_lr: float = Field(3e-4, gt=0)
+    """Learning rate at the end of the warm-up (8B: 3e-4, table 3)."""
+    warmup_steps: int = Field(8000, ge=0)
+    """Steps of linear warm-up (section 3.4.1)."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    final_lr: float = Field(0.01, ge=0, le=1)
+    """Learning rate at the last step, as a fraction of the peak (8e-7 of 8e-5, section 3.4.1)."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decay of matrices; norms are not decayed. The paper gives no value."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm. The paper gives no value."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the matrix products; auto is bf16 where the hardware has it. Weights and sums stay fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto is on where a C++ compiler (CPU) or Triton (GPU) is found."""
+    processes: int | Literal["auto"] = "auto"
+    """Data-parallel processes on this machine; auto is one for each core or GPU that divides the batch."""
+    checkpoint_seconds: float = Field(30.0, gt=0)
+    """At most this much work is lost when the run is killed."""
+    keep_checkpoints: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def batch_divides(self) -> "Training":
+        if self.batch_rows % self.micro_rows:
+            raise ValueError(f"batch_rows={self.batch_rows} is not a multiple of micro_rows={self.micro_rows}")
+        return self
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_rows * self.seq_len
+
+
+class Pretrain(Training):
+    """Next-token prediction on the mixed shards (section 3.4)."""
+
+    tokens: int = Field(15_600_000_000_000, ge=1)
+    """Training tokens in all (section 3.2)."""
+    mix: dict[str, float] = {"general": 0.50, "math": 0.25, "code": 0.17, "multilingual": 0.08}
+    """Share of each part of the corpus in the training tokens (section 3.1.2)."""
+    max_epochs: float = Field(4.0, gt=0)
+    """No document is read more often than this; a part that runs out gives its share to the others."""
+
+    @property
+    def steps(self) -> int:
+        return max(1, self.tokens // self.batch_tokens)
+
+    @model_validator(mode="after")
+    def mix_is_shares(self) -> "Pretrain":
+        if not self.mix or min(self.mix.values()) < 0 or abs(sum(self.mix.values()) - 1) > 1e-6:
+            raise ValueError(f"mix={self.mix} must be shares that sum to 1, not {sum(self.mix.values()):g}")
+        return self
+
+
+class Synthesize(Knobs):
+    """Chats made from the corpus and from arithmetic problems (narrow form of section 4.3)."""
+
+    tool_chats: int = Field(12_000, ge=0)
+    """Arithmetic dialogues that call the calculator, for SFT."""
+    plain_chats: int = Field(1_000, ge=0)
+    """Arithmetic dialogues without a tool at hand, for SFT."""
+    question_chats: int = Field(6_000, ge=0)
+    """Question-answer chats derived from corpus documents, for SFT."""
+    preference_problems: int = Field(2_000, ge=0)
+    """Arithmetic problems for DPO, none of them in the SFT chats."""
+    held_out_problems: int = Field(1_000, ge=1)
+    """Arithmetic problems for evaluation; their operand pairs occur nowhere in training."""
+    held_out_questions: int = Field(500, ge=1)
+    """Questions of each kind on held-out documents, for evaluation."""
+    max_operand: int = Field(99, ge=9)
+    """Operands are drawn from 0 to this."""
+
+
+class Sft(Training):
+    """Supervised finetuning: cross-entropy on assistant tokens (section 4.1.3)."""
+
+    seq_len: int = Field(8192, ge=8)
+    batch_rows: int = Field(64, ge=1)
+    epochs: int = Field(2, ge=1)
+    peak_lr: float = Field(1e-5, gt=0)
+    """Section 4.1.3."""
+    warmup_steps: int = Field(100, ge=0)
+
+
+class Dpo(Training):
+    """Direct preference optimization on pairs labelled by execution (section 4.1.4)."""
+
+    seq_len: int = Field(8192, ge=8)
+    batch_rows: int = Field(64, ge=1)
+    """Rows of a step; a pair fills one row with its chosen and its rejected dialogue."""
+    epochs: int = Field(1, ge=1)
+    peak_lr: float = Field(1e-5, gt=0)
+    """Section 4.1.4."""
+    warmup_steps: int = Field(10, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    beta: float = Field(0.1, gt=0)
+    """Section 4.1.4."""
+    nll: float = Field(0.2, ge=0)
+    """Weight of the negative log-likelihood of the chosen response (section 4.1.4)."""
+    samples: int = Field(8, ge=2)
+    """Responses sampled for each problem."""
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: int = Field(64, ge=1)
+    """Longest sampled response."""
+    pairs_per_problem: int = Field(1, ge=1)
+
+
+class Evals(Knobs):
+    """Held-out bits per byte, tool calls and chat questions, each with a 95% interval (section 5)."""
+
+    batch: int = Field(128, ge=1)
+    """Problems generated at once."""
+    max_tokens: int = Field(64, ge=1)
+    """Longest reply."""
+    held_out_bytes: int = Field(2_000_000, ge=1000)
+    """Held-out text that is scored, at most, in UTF-8 bytes."""
+
+
+class Recipe(Knobs):
+    name: str
+    """The run lives in runs/NAME."""
+    seed: int = 0
+    corpus: Corpus = Corpus()  # pyright: ignore[reportCallIssue]
+    tokenizer: Tokenizer = Tokenizer()  # pyright: ignore[reportCallIssue]
+    model: Model = Model()
+    pretrain: Pretrain = Pretrain()  # pyright: ignore[reportCallIssue]
+    synthesize: Synthesize = Synthesize()  # pyright: ignore[reportCallIssue]
+    sft: Sft = Sft()  # pyright: ignore[reportCallIssue]
+    dpo: Dpo = Dpo()  # pyright: ignore[reportCallIssue]
+    evals: Evals = Evals()  # pyright: ignore[reportCallIssue]
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a TOML recipe and apply `key.path=value` overrides; PunaError names the key, the value, the mend."""
+    path = Path(path)
+    if not path.is_file():
+        raise PunaError(f"no recipe at {path}; the recipes that come with puna are in recipes/")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PunaError(f"{path} is not valid TOML: {error}") from error
+    data.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(data, override)
+    return parse_recipe(data, str(path))
+
+
+def parse_recipe(data: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise PunaError(f"{where} cannot be used:\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def knob_names(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every knob by its dotted name."""
+    names = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += knob_names(kind, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise PunaError(f"{override!r} is neither a stage nor an override; write key.path=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value  # a bare word is a string
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise PunaError(f"{override!r}: {parent} is a value, it has no knobs of its own")
+    data[last] = parsed
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{key}: there is no such knob; did you mean {nearest_knob(key)}?"
+    if item["type"] == "missing":
+        return f"{key}: is needed"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} = {json.dumps(item['input'], default=str)}: {message[0].lower()}{message[1:]}"
+
+
+def nearest_knob(key: str) -> str:
+    """The known knob whose name is nearest to `key`: in the same section if that has one like it."""
+    section, _, last = key.rpartition(".")
+    known = knob_names()
+    beside = [name for name in known if name.rpartition(".")[0] == section]
+    for names in (beside, known):
+        by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
+        starts = [name for name in by_last if name.startswith(last) or last.startswith(name)]
+        close = starts or difflib.get_close_matches(last, list(by_last), 1, 0.6)
+        if close:
+            return by_last[close[0]]
+    return difflib.get_close_matches(key, [*known, *Recipe.model_fields], 1, 0.0)[0]

@@ -1,0 +1,370 @@
+"""Runs a recipe: stages in order, each a function from artifacts to an artifact.
+
+An artifact is a directory that is written aside, given a manifest and renamed when it is whole. The manifest holds
+the knobs that made it, its inputs by digest, the versions and the digest of every file, so running again skips what
+is there, and a changed knob re-runs its stage and whatever depended on the bytes that changed.
+
+    runs/NAME/recipe.toml, STAGE/...            the artifacts
+              .partial/STAGE-FINGERPRINT/out    an artifact in the making
+                                        /work   checkpoints: what survives a restart and is not part of the artifact
+              log/STAGE.jsonl, log/stages.jsonl  what differs between two equal runs: times, speeds
+"""
+
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from puna.errors import PunaError
+from puna.log import Log
+from puna.recipe import Recipe
+
+Metrics = dict[str, Any]
+State = Literal["done", "running", "interrupted", "stale", "missing"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the recipe: the function that makes its artifact, and all that the result depends on."""
+
+    name: str
+    function: str
+    """module:function, called as function(recipe, inputs, out, log) -> metrics; imported when it is run."""
+    needs: tuple[str, ...]
+    """The stages whose artifacts it reads."""
+    knobs: tuple[str, ...]
+    """The parts of the recipe it reads."""
+    source: str | None = None
+    """module:function(recipe) -> digest of what it reads from outside the run."""
+
+
+STAGES = (
+    Stage("corpus", "puna.corpus.corpus:run", (), ("corpus",), "puna.corpus.corpus:source_digest"),
+    Stage("tokenizer", "puna.corpus.vocabulary:run", ("corpus",), ("tokenizer", "pretrain.mix", "seed")),
+    Stage("shards", "puna.corpus.shard:run", ("corpus", "tokenizer"), ("seed",)),
+    Stage("pretrain", "puna.pretrain:run", ("shards", "tokenizer"), ("model", "pretrain", "seed")),
+    Stage("synthesize", "puna.posttrain.synthesize:run", ("corpus",), ("synthesize", "seed")),
+    Stage("sft", "puna.posttrain.sft:run", ("pretrain", "synthesize"), ("sft", "seed")),
+    Stage("dpo", "puna.posttrain.dpo:run", ("sft", "synthesize"), ("dpo", "seed")),
+    Stage(
+        "evals",
+        "puna.evals.evals:run",
+        ("corpus", "shards", "pretrain", "synthesize", "sft", "dpo"),
+        ("evals", "seed", "pretrain.mix", "pretrain.seq_len"),
+    ),
+)
+BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+def figure(value: float, unit: str = "", low: float | None = None, high: float | None = None, n: int | None = None):
+    """One figure of summary.json: a value, its unit, its 95% interval and the number of cases behind it."""
+    return {"value": value, "low": low, "high": high, "n": n, "unit": unit}
+
+
+def work_folder(out: Path) -> Path:
+    """Where a stage keeps checkpoints while it makes `out`; gone once the artifact is whole."""
+    return out.parent / "work"
+
+
+class Run:
+    """A recipe and the folder that holds what was made from it."""
+
+    def __init__(self, recipe: Recipe, folder: Path | None = None) -> None:
+        self.recipe = recipe
+        self.folder = folder or Path("runs") / recipe.name
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """The run that lives in a folder; PunaError when there is none."""
+        from puna.recipe import load_recipe
+
+        folder = Path(folder)
+        if not (folder / "recipe.toml").is_file():
+            raise PunaError(f"{folder} is no run: it has no recipe.toml; `puna run RECIPE` makes one")
+        return cls(load_recipe(folder / "recipe.toml"), folder)
+
+    # -- what is there ---------------------------------------------------------------------------------------------
+
+    def manifest(self, stage: str) -> dict[str, Any] | None:
+        """The manifest of a whole artifact, None where there is none or a file of it is gone or cut short."""
+        return read_manifest(self.folder / stage)
+
+    def fingerprint(self, stage: Stage) -> str | None:
+        """Digest of all that determines the artifact; None while an input is missing."""
+        inputs = self._input_digests(stage)
+        return None if inputs is None else _digest(self._causes(stage, inputs))
+
+    def state(self, stage: Stage) -> State:
+        """Done, running, interrupted (its checkpoints are kept), stale (its causes changed) or missing."""
+        manifest, fingerprint = self.manifest(stage.name), self.fingerprint(stage)
+        if manifest and manifest["fingerprint"] == fingerprint:
+            return "done"
+        if fingerprint and self._partial(stage, fingerprint).exists():
+            return "running" if self.locked() else "interrupted"
+        return "stale" if manifest else "missing"
+
+    def locked(self) -> bool:
+        """Whether a process is at work in this folder."""
+        try:
+            with self.lock():
+                return False
+        except PunaError:
+            return True
+
+    # -- making it -------------------------------------------------------------------------------------------------
+
+    def run(self, names: list[str] | None = None, on_stage: Callable[[Stage, bool], None] | None = None) -> None:
+        """Make the named stages (all by default) and whatever they need that is missing or stale."""
+        wanted = self._with_needs(names or list(BY_NAME))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.lock():
+            self._write_recipe()
+            for stage in STAGES:
+                if stage.name in wanted:
+                    fresh = self.state(stage) == "done"
+                    if on_stage:
+                        on_stage(stage, fresh)
+                    if not fresh:
+                        self._make(stage)
+                    self.write_summary()
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run's folder; PunaError when another process holds it. The kernel frees it on any death."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PunaError(f"{self.folder} is in use by another puna run; wait for it or stop it") from None
+            yield
+
+    def _make(self, stage: Stage) -> None:
+        inputs = self._input_digests(stage)
+        if inputs is None:
+            missing = [name for name in stage.needs if self.manifest(name) is None]
+            raise PunaError(f"stage {stage.name} needs {', '.join(missing)}, which is not made yet")
+        causes = self._causes(stage, inputs)
+        partial = self._partial(stage, _digest(causes))
+        for other in self._partials(stage):
+            if other != partial:
+                shutil.rmtree(other)  # checkpoints of other knobs
+        out = partial / "out"
+        if read_manifest(out) is None:  # else it was whole already, and only the renaming is owed
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+            work_folder(out).mkdir(exist_ok=True)
+            with self._timed(stage):
+                folders = {name: self.folder / name for name in stage.needs}
+                metrics = load(stage.function)(self.recipe, folders, out, Log(self.folder / "log", stage.name))
+            write_manifest(out, {"stage": stage.name, "fingerprint": _digest(causes), **causes, "metrics": metrics})
+        final = self.folder / stage.name
+        old = partial / "old"
+        if final.exists():
+            final.rename(old)
+        out.rename(final)
+        shutil.rmtree(partial)
+
+    @contextmanager
+    def _timed(self, stage: Stage) -> Iterator[None]:
+        start = time.time()
+        peak = _PeakMemory()
+        whole = False
+        try:
+            yield
+            whole = True
+        finally:
+            line = {
+                "stage": stage.name,
+                "whole": whole,
+                "started": start,
+                "seconds": time.time() - start,
+                "peak_gb": peak.stop() / 1e9,
+            }
+            with (self.folder / "log" / "stages.jsonl").open("a") as handle:
+                handle.write(json.dumps(line) + "\n")
+
+    # -- figures ---------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> Metrics:
+        """Every stage's figures by dotted name, with the minutes by stage and the peak memory."""
+        metrics: Metrics = {}
+        minutes: dict[str, float] = {}
+        peak = 0.0
+        for stage in STAGES:
+            if manifest := self.manifest(stage.name):
+                metrics |= manifest["metrics"]
+        for line in self.timings():
+            if line["stage"] in BY_NAME:
+                minutes[line["stage"]] = line["minutes"]
+                peak = max(peak, line["peak_gb"])
+        metrics |= {f"minutes.{name}": figure(round(value, 3), "min") for name, value in minutes.items()}
+        metrics["minutes.total"] = figure(round(sum(minutes.values()), 3), "min")
+        metrics["memory.peak_gb"] = figure(round(peak, 3), "GB")
+        return metrics
+
+    def timings(self) -> list[dict[str, Any]]:
+        """For each stage its last making: minutes over all its restarts, and peak memory of all its processes."""
+        path = self.folder / "log" / "stages.jsonl"
+        latest: dict[str, dict[str, Any]] = {}
+        for text in path.read_text().splitlines() if path.exists() else []:
+            line = json.loads(text)
+            before = latest.get(line["stage"])
+            if before is None or before["whole"]:
+                before = {"minutes": 0.0, "peak_gb": 0.0}
+            latest[line["stage"]] = {
+                "stage": line["stage"],
+                "whole": line["whole"],
+                "minutes": before["minutes"] + line["seconds"] / 60,
+                "peak_gb": max(before["peak_gb"], line["peak_gb"]),
+            }
+        return list(latest.values())
+
+    def write_summary(self) -> None:
+        write_text(self.folder / "summary.json", json.dumps(self.metrics(), indent=1, sort_keys=True) + "\n")
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _knobs(self) -> dict[str, Any]:
+        return self.recipe.model_dump(mode="json")
+
+    def _causes(self, stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:
+        knobs = {key: reduce(lambda table, part: table[part], key.split("."), self._knobs) for key in stage.knobs}
+        source = load(stage.source)(self.recipe) if stage.source else None
+        return {"knobs": knobs, "inputs": inputs, "source": source}
+
+    def _input_digests(self, stage: Stage) -> dict[str, str] | None:
+        manifests = {name: self.manifest(name) for name in stage.needs}
+        if any(manifest is None for manifest in manifests.values()):
+            return None
+        return {name: manifest["digest"] for name, manifest in manifests.items() if manifest}
+
+    def _partial(self, stage: Stage, fingerprint: str) -> Path:
+        return self.folder / ".partial" / f"{stage.name}-{fingerprint[:12]}"
+
+    def _partials(self, stage: Stage) -> list[Path]:
+        return list((self.folder / ".partial").glob(f"{stage.name}-*"))
+
+    def _with_needs(self, names: list[str]) -> set[str]:
+        wanted: set[str] = set()
+        for name in names:
+            if name not in BY_NAME:
+                raise PunaError(f"there is no stage {name!r}; the stages are {', '.join(BY_NAME)}")
+            wanted |= {name} | self._with_needs(list(BY_NAME[name].needs))
+        return wanted
+
+    def _write_recipe(self) -> None:
+        write_text(self.folder / "recipe.toml", to_toml(self.recipe.model_dump(mode="json", exclude_none=True)))
+
+
+class _PeakMemory:
+    """Samples the resident memory of this process and its children, shared pages counted once for each."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        me = psutil.Process()
+        while True:
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:
+                    continue  # it ended between the listing and the reading
+            self.peak = max(self.peak, total)
+            if self._ended.wait(0.5):
+                return
+
+    def stop(self) -> int:
+        self._ended.set()
+        self._thread.join()
+        return self.peak
+
+
+def only(recipe: Any, knobs: Sequence[str]) -> Any:
+    """The recipe with the named knobs and no others: a stage that reads one it did not declare fails at once."""
+    sections: dict[str, list[str]] = {}
+    for key in knobs:
+        section, _, rest = key.partition(".")
+        sections.setdefault(section, []).append(rest)
+    part = recipe.model_construct()
+    part.__dict__.clear()
+    for section, rest in sections.items():
+        value = getattr(recipe, section)
+        part.__dict__[section] = value if "" in rest else only(value, rest)
+    return part
+
+
+def load(function: str) -> Callable[..., Any]:
+    """The function that `module:name` names. Stages are imported this way, so that nothing else depends on them."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def read_manifest(artifact: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
+        whole = all((artifact / name).stat().st_size == file["bytes"] for name, file in manifest["files"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return manifest if whole else None
+
+
+def write_manifest(artifact: Path, content: dict[str, Any]) -> None:
+    """Seal an artifact: the digest of every file, flushed to disk before the manifest says they are there."""
+    files = {}
+    for path in sorted(p for p in artifact.rglob("*") if p.is_file()):
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        files[path.relative_to(artifact).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    versions = {name: version(name) for name in ("puna", "torch", "numpy", "tokenizers")}
+    content = content | {
+        "versions": versions | {"python": platform.python_version()},
+        "files": files,
+        "digest": _digest({name: file["sha256"] for name, file in files.items()}),
+    }
+    write_text(artifact / "manifest.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, meets the old text or the new and nothing between."""
+    aside = path.with_name(f".{path.name}.aside")
+    with aside.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    aside.replace(path)
+
+
+def to_toml(data: dict[str, Any], prefix: str = "") -> str:
+    """TOML of a recipe: scalars, lists of scalars and tables are all it holds."""
+    scalars = {k: v for k, v in data.items() if not isinstance(v, dict)}
+    lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in scalars.items()]
+    for key, table in data.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{prefix}{key}]", to_toml(table, f"{prefix}{key}.").rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,207 @@
+"""Batches: packed rows of tokens, addressed by one global row number.
+
+Row numbers are the whole state of a loader. Row i is the same on one process or on many, so a run resumes exactly
+from the number of rows that it has trained on.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from puna.errors import PunaError
+
+IGNORE = -100
+"""The label of a token that no loss is taken on."""
+
+
+@dataclass
+class Batch:
+    """Rows for one pass through the model."""
+
+    tokens: Tensor
+    """[rows, seq_len] int64"""
+    labels: Tensor
+    """[rows, seq_len] int64: the token that follows, or IGNORE"""
+    documents: Tensor
+    """[rows, seq_len] int64: which document of its row a token belongs to"""
+    scored: Tensor | None = None
+    """[rows, seq_len] bool, DPO only: the labels that count for the preference"""
+    reference: Tensor | None = None
+    """[rows, 2] float, DPO only: log-probability of chosen and rejected under the reference model"""
+
+    def to(self, device: torch.device) -> "Batch":
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: v.to(device, non_blocking=True) for name, v in values.items() if v is not None})
+
+
+class Batches(Protocol):
+    """Something with `len()` rows in training order that makes a batch of any of them."""
+
+    def __len__(self) -> int: ...
+    def rows(self, numbers: Sequence[int]) -> Batch: ...
+
+
+def rng(seed: int, *item: str | int) -> np.random.Generator:
+    """A generator that depends on the seed and the item's name alone."""
+    words = [seed, *(w if isinstance(w, int) else int.from_bytes(w.encode(), "little") for w in item)]
+    return np.random.default_rng(words)
+
+
+class Shards:
+    """Token files of the corpus as training rows, mixed by weights, each part shuffled by rows in every epoch.
+
+    A row is seq_len tokens and the one after; rows of a part do not overlap, so that no token is trained on twice in
+    an epoch. `mix` maps a part to its share; a part that would be read more than `max_epochs` times is capped and
+    its share goes to the others.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        mix: dict[str, float],
+        rows: int,
+        seq_len: int,
+        max_epochs: float,
+        bos_id: int,
+        seed: int,
+    ) -> None:
+        self.seq_len, self.bos_id, self.seed = seq_len, bos_id, seed
+        self.parts = [part for part, share in mix.items() if share > 0]
+        self.tokens = {part: read_tokens(folder, part) for part in self.parts}
+        available = {part: max(0, (len(t) - 1) // seq_len) for part, t in self.tokens.items()}
+        counts = share_rows(rows, {part: mix[part] for part in self.parts}, available, max_epochs)
+        self.counts = dict(zip(self.parts, counts))
+        self.available = available
+        order = np.repeat(np.arange(len(self.parts), dtype=np.uint8), counts)
+        rng(seed, "mix").shuffle(order)
+        self._part = order
+        # how many rows of the same part come before row i
+        self._nth = np.zeros(rows, np.int64)
+        for number in range(len(self.parts)):
+            self._nth[order == number] = np.arange(counts[number])
+        self._permutations: dict[tuple[str, int], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def rows(self, numbers: Sequence[int]) -> Batch:
+        cut = np.stack([self._row(i) for i in numbers])
+        tokens, following = cut[:, :-1], cut[:, 1:]
+        labels = np.where(following == self.bos_id, IGNORE, following)  # what comes after a document is not text
+        documents = np.cumsum(tokens == self.bos_id, axis=1)
+        return Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (tokens, labels, documents)))
+
+    def _row(self, number: int) -> np.ndarray:
+        part = self.parts[self._part[number]]
+        epoch, place = divmod(int(self._nth[number]), self.available[part])
+        if (part, epoch) not in self._permutations:
+            permutation = rng(self.seed, "rows", part, epoch).permutation(self.available[part])
+            self._permutations[part, epoch] = permutation
+        start = int(self._permutations[part, epoch][place]) * self.seq_len
+        return self.tokens[part][start : start + self.seq_len + 1].astype(np.int64)
+
+
+def share_rows(rows: int, mix: dict[str, float], available: dict[str, int], max_epochs: float) -> list[int]:
+    """How many rows of each part make `rows` in all, near the mix, none above `max_epochs` of what it has."""
+    cap = {part: int(available[part] * max_epochs) for part in mix}
+    if sum(cap.values()) < rows:
+        raise PunaError(
+            f"pretrain.tokens asks for {rows:,} rows but pretrain.max_epochs = {max_epochs:g} allows "
+            f"{sum(cap.values()):,} with this corpus; lower the tokens, raise max_epochs or bring more text"
+        )
+    counts = dict.fromkeys(mix, 0)
+    open_parts = {part for part in mix if cap[part]}
+    while (left := rows - sum(counts.values())) > 0:
+        total = sum(mix[part] for part in open_parts)
+        grown = {part: min(cap[part], counts[part] + int(left * mix[part] / total)) for part in open_parts}
+        if all(grown[part] == counts[part] for part in open_parts):  # less than one row each is left
+            part = max(open_parts, key=lambda p: (mix[p], p))
+            grown[part] += 1
+        counts |= grown
+        open_parts = {part for part in open_parts if counts[part] < cap[part]}
+    return [counts[part] for part in mix]
+
+
+def read_tokens(folder: Path, name: str) -> np.ndarray:
+    """The token ids of one shard file, memory-mapped."""
+    import json
+
+    path = folder / f"{name}.bin"
+    if not path.exists():
+        known = sorted(p.stem for p in folder.glob("*.bin"))
+        raise PunaError(f"pretrain.mix names {name!r}, but the corpus has the parts {', '.join(known)}")
+    if path.stat().st_size == 0:
+        return np.zeros(0, np.uint16)
+    return np.memmap(path, dtype=json.loads((folder / "shards.json").read_text())["dtype"], mode="r")
+
+
+class PackedChats:
+    """Tokenised dialogues packed into rows without leakage, for some epochs in a new order each.
+
+    `chats` are pairs of token ids and a mask of the tokens that the model must produce. A chat is never cut: one that
+    is longer than a row is left out and counted in `too_long`.
+    """
+
+    def __init__(
+        self, chats: Iterable[tuple[list[int], list[bool]]], seq_len: int, pad_id: int, epochs: int, seed: int
+    ) -> None:
+        chats = list(chats)
+        self.chats = [chat for chat in chats if len(chat[0]) <= seq_len]
+        self.too_long = len(chats) - len(self.chats)
+        if not self.chats:
+            raise PunaError(f"no chat fits into seq_len = {seq_len} tokens; raise seq_len or bring chats")
+        self.seq_len, self.pad_id, self.epochs, self.seed = seq_len, pad_id, epochs, seed
+        self.bins = pack([len(ids) for ids, _ in self.chats], seq_len, rng(seed, "pack"))
+        self._orders = [rng(seed, "chats", epoch).permutation(len(self.bins)) for epoch in range(epochs)]
+
+    def __len__(self) -> int:
+        return len(self.bins) * self.epochs
+
+    def rows(self, numbers: Sequence[int]) -> Batch:
+        rows = []
+        for number in numbers:
+            epoch, place = divmod(number, len(self.bins))
+            rows.append([self.chats[i] for i in self.bins[self._orders[epoch][place]]])
+        return lay_out(rows, self.seq_len, self.pad_id)
+
+
+def pack(lengths: Sequence[int], room: int, random: np.random.Generator) -> list[list[int]]:
+    """First-fit packing of items, in a random order, into bins of `room`; a bin is closed after 64 newer ones."""
+    bins: list[list[int]] = []
+    space: list[int] = []
+    first = 0
+    for item in random.permutation(len(lengths)):
+        first = max(first, len(bins) - 64)
+        for number in range(first, len(bins)):
+            if space[number] >= lengths[item]:
+                break
+        else:
+            number = len(bins)
+            bins.append([])
+            space.append(room)
+        bins[number].append(int(item))
+        space[number] -= lengths[item]
+    return bins
+
+
+def lay_out(rows: Sequence[Sequence[tuple[list[int], list[bool]]]], seq_len: int, pad_id: int) -> Batch:
+    """Rows of (ids, mask) documents side by side; the padding at the end is a document of its own."""
+    tokens = torch.full((len(rows), seq_len), pad_id)
+    labels = torch.full((len(rows), seq_len), IGNORE)
+    documents = torch.zeros((len(rows), seq_len), dtype=torch.int64)
+    for r, row in enumerate(rows):
+        at = 0
+        for number, (ids, mask) in enumerate(row):
+            end = at + len(ids)
+            row_ids = torch.tensor(ids)
+            tokens[r, at:end] = row_ids
+            labels[r, at : end - 1] = torch.where(torch.tensor(mask[1:], dtype=torch.bool), row_ids[1:], IGNORE)
+            documents[r, at:end] = number
+            at = end
+        documents[r, at:] = len(row)
+    return Batch(tokens, labels, documents)

@@ -1,0 +1,93 @@
+"""Data-parallel processes: one thread a core on a CPU, one process a GPU; torchrun's when it started us."""
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from puna.errors import PunaError
+from puna.machine import physical_cores
+from puna.recipe import Training
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def count_processes(options: Training) -> int:
+    """How many processes share a step: as asked, or the most cores or GPUs that divide its micro-batches."""
+    micro_batches = options.batch_rows // options.micro_rows
+    if options.processes == "auto":
+        most = torch.cuda.device_count() or physical_cores()
+        return max(n for n in range(1, most + 1) if micro_batches % n == 0)
+    if micro_batches % options.processes:
+        raise PunaError(
+            f"processes = {options.processes} does not divide the {micro_batches} micro-batches of a step "
+            f"(batch_rows {options.batch_rows} / micro_rows {options.micro_rows}); use a divisor"
+        )
+    return options.processes
+
+
+def launch(function: Callable[..., None], processes: int, *args: Any) -> None:
+    """Call function(world, *args) in every process and wait. `function` and `args` must be picklable."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun made the processes
+        _call(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://", None, function, args)
+    elif processes == 1:
+        threads = torch.get_num_threads()
+        try:
+            _call(0, 1, "", None, function, args)
+        finally:
+            torch.set_num_threads(threads)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            meeting = f"file://{folder}/meeting"
+            arguments = (processes, meeting, os.getpid(), function, args)
+            torch.multiprocessing.spawn(_call, arguments, nprocs=processes)
+
+
+def _call(rank: int, size: int, meeting: str, parent: int | None, function: Callable[..., None], args: tuple) -> None:
+    device = torch.device("cuda", rank % torch.cuda.device_count()) if torch.cuda.is_available() else CPU
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(1)  # threads of several processes on the same cores cost up to ten times
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if size > 1:
+        if meeting.startswith("file"):  # all on this machine: never ask the network for our own name
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, meeting, timedelta(minutes=10), world_size=size, rank=rank)
+    try:
+        function(World(rank, size, device), *args)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+def _end_with(parent: int) -> None:
+    """End when the parent is gone: after a kill -9 nobody else would tell us."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -1,0 +1,125 @@
+"""The training loop. Pretraining, SFT and DPO differ in their batches and their loss, and in nothing here."""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from puna.errors import PunaError
+from puna.log import Log
+from puna.machine import can_compile, peak_flops, training_dtype
+from puna.model.llama import Llama, flops_per_token
+from puna.recipe import Training
+from puna.train.batches import Batch, Batches
+from puna.train.checkpoint import load_checkpoint, save_checkpoint
+from puna.train.launch import World
+from puna.train.losses import Loss
+from puna.train.optimizer import learning_rate, make_optimizer
+
+
+def train(
+    model: Llama,
+    batches: Batches,
+    loss: Loss,
+    options: Training,
+    world: World,
+    work: Path,
+    log: Log,
+    name: str,
+) -> None:
+    """Train `model` in place on every row of `batches`, from the newest checkpoint in `work` if there is one.
+
+    Each process holds the whole model and takes its share of the rows of a step. The loss of a step is a sum over all
+    its rows divided by its counts over all processes, so it does not depend on how the rows are divided. Resuming is
+    bit-exact on a CPU. Raises PunaError when the loss is not finite.
+    """
+    steps = len(batches) // options.batch_rows
+    if steps == 0:
+        raise PunaError(f"{name} has {len(batches)} rows, fewer than one step of batch_rows = {options.batch_rows}")
+    model.to(world.device).train()
+    gradient = flatten_gradients(model)
+    optimizer = make_optimizer(model, options)
+    first = load_checkpoint(work, model, optimizer, log)
+    dtype = training_dtype(options, world.device)
+    hidden = torch.compile(model.hidden, dynamic=False) if use_compile(options, world.device) else model.hidden
+    flops = flops_per_token(model.config, options.seq_len) * options.batch_tokens
+    peak = peak_flops(world.device, dtype) * world.size
+    if world.rank == 0:
+        log.keep_until(first)
+        if first:
+            log.message(f"{name} goes on from step {first:,} of {steps:,}")
+    saved = before = time.monotonic()
+
+    with log.progress(name, steps if world.rank == 0 else 0) as bar:
+        if world.rank == 0:
+            bar.advance(first)
+        for step in range(first, steps):
+            micro_batches = [batches.rows(rows) for rows in rows_of(step, options, world)]
+            micro_batches = [batch.to(world.device) for batch in micro_batches]
+            counts = world.sum(torch.stack([loss.counts(batch) for batch in micro_batches]).sum(0))
+            total = torch.zeros(1, device=world.device)
+            gradient.zero_()
+            for batch in micro_batches:
+                total += backward(model, hidden, loss, batch, counts, dtype)
+            world.sum(gradient)
+            world.sum(total)
+            norm = gradient.norm()
+            if not math.isfinite(total.item() + norm.item()):
+                raise PunaError(
+                    f"{name}: loss {total.item()} and gradient norm {norm.item()} at step {step + 1} are not finite; "
+                    f"lower peak_lr ({options.peak_lr:g}) or raise warmup_steps ({options.warmup_steps})"
+                )
+            gradient.mul_(torch.clamp(options.clip_norm / (norm + 1e-6), max=1.0))
+            lr = learning_rate(step, steps, options)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+
+            if world.rank == 0:
+                now = time.monotonic()
+                speed = options.batch_tokens / (now - before)
+                before = now
+                log.figures(
+                    step + 1,
+                    loss=total.item(),
+                    gradient_norm=norm.item(),
+                    learning_rate=lr,
+                    tokens_per_second=speed,
+                    mfu=flops / options.batch_tokens * speed / peak,
+                )
+                bar.advance(1, f"loss {total.item():.3f}  {speed:,.0f} tokens/s")
+                if now - saved > options.checkpoint_seconds:
+                    save_checkpoint(work, step + 1, model, optimizer, options.keep_checkpoints)
+                    saved = before = time.monotonic()
+    model.eval()
+
+
+def backward(
+    model: Llama, hidden_fn, loss: Loss, batch: Batch, counts: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """One micro-batch forward and backward: gradients add up in the parameters, its part of the loss is returned."""
+    with torch.autocast(batch.tokens.device.type, dtype, enabled=dtype != torch.float32):
+        value = loss(hidden_fn(batch.tokens, documents=batch.documents), model.lm_head.weight, batch, counts)
+    value.backward()
+    return value.detach()
+
+
+def rows_of(step: int, options: Training, world: World) -> list[range]:
+    """The row numbers of this process's micro-batches in a step."""
+    share = options.batch_rows // world.size
+    first = step * options.batch_rows + world.rank * share
+    return [range(i, i + options.micro_rows) for i in range(first, first + share, options.micro_rows)]
+
+
+def flatten_gradients(model: torch.nn.Module) -> torch.Tensor:
+    """Make every gradient a view of one fp32 vector, so that its sum over processes and its norm are one call each."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters])):
+        parameter.grad = piece.view_as(parameter)
+    return flat
+
+
+def use_compile(options: Training, device: torch.device) -> bool:
+    return options.compile == "on" or (options.compile == "auto" and can_compile(device.type))

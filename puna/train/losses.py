@@ -1,0 +1,162 @@
+"""Losses on the hidden states, chunked so that tokens x vocabulary never exists as a whole.
+
+At Llama's 128,256 entries the logits of one 8K row are 4 GB in fp32, and their gradient as much again. Both functions
+here go through the tokens in chunks of a few hundred; memory is chunk x vocabulary, whatever the batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puna.train.batches import IGNORE, Batch
+
+CHUNK = 512
+
+
+class Loss(Protocol):
+    """What a training stage minimises: a sum over its batches divided by counts over ALL batches of the step."""
+
+    def counts(self, batch: Batch) -> Tensor:
+        """What the terms are divided by, as a float tensor; summed over micro-batches and processes."""
+        ...
+
+    def __call__(self, hidden: Tensor, weight: Tensor, batch: Batch, counts: Tensor) -> Tensor:
+        """This batch's part of the loss. hidden [rows, seq_len, dim], weight [vocab, dim]."""
+        ...
+
+
+def softmax_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each label [n] and the gradient of its negative by the logits [n, vocab], in fp32.
+
+    Tokens labelled IGNORE have log-probability zero and no gradient.
+    """
+    kept = labels != IGNORE
+    index = torch.where(kept, labels, 0)[:, None]
+    log_probs = logits - logits.logsumexp(-1, keepdim=True)
+    picked = log_probs.gather(1, index)[:, 0]
+    gradient = log_probs.exp()
+    gradient = gradient - torch.zeros_like(gradient).scatter(1, index, 1.0)
+    return torch.where(kept, picked, 0.0), gradient * kept[:, None]
+
+
+def loss_chunk(hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed cross-entropy of a chunk times `scale`, with its gradients by hidden and by weight (fp32)."""
+    log_probs, gradient = softmax_gradient((hidden @ weight.t()).float(), labels)
+    gradient = (gradient * scale).to(hidden.dtype)
+    return -log_probs.sum() * scale, gradient @ weight, (gradient.t() @ hidden).float()
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The gradient is made together with the loss: the logits are computed once and never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, chunk_fn: Any) -> Tensor:
+        total = torch.zeros((), device=hidden.device)
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros(weight.shape, device=weight.device)
+        for i in range(0, len(hidden), CHUNK):
+            part = slice(i, i + CHUNK)
+            loss, hidden_grad[part], grad = chunk_fn(hidden[part], weight, labels[part], scale)
+            total += loss
+            weight_grad += grad
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        return hidden_grad * grads[0], weight_grad * grads[0], None, None, None
+
+
+def product_dtype(device: torch.device) -> torch.dtype:
+    """The precision of matrix products here: autocast's where it is on."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+
+
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, chunk_fn: Callable[..., Any] = loss_chunk
+) -> Tensor:
+    """Sum of cross-entropies times `scale`: hidden [n, dim], weight [vocab, dim], labels [n] or IGNORE -> scalar.
+
+    `scale` is a scalar tensor, usually one over the labels of the whole step. The products are taken in autocast's
+    precision, the softmax and the weight's gradient in fp32.
+    """
+    dtype = product_dtype(hidden.device)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _CrossEntropy.apply(hidden.to(dtype), weight.to(dtype), labels, scale, chunk_fn)  # pyright: ignore
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """The logits are computed again in backward, since the gradient of each token comes only then."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight, labels)
+        chunks = zip(hidden.split(CHUNK), labels.split(CHUNK))
+        return torch.cat([softmax_gradient((h @ weight.t()).float(), y)[0] for h, y in chunks])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, labels = ctx.saved_tensors
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros(weight.shape, device=weight.device)
+        for i in range(0, len(hidden), CHUNK):
+            part = slice(i, i + CHUNK)
+            _, gradient = softmax_gradient((hidden[part] @ weight.t()).float(), labels[part])
+            gradient = (-grads[0][part, None] * gradient).to(hidden.dtype)
+            hidden_grad[part] = gradient @ weight
+            weight_grad += (gradient.t() @ hidden[part]).float()
+        return hidden_grad, weight_grad, None
+
+
+def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of each label, zero where it is IGNORE: hidden [n, dim], labels [n] -> [n] fp32."""
+    dtype = product_dtype(hidden.device)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _TokenLogProbs.apply(hidden.to(dtype), weight.to(dtype), labels)  # pyright: ignore
+
+
+class NextToken:
+    """Cross-entropy per label: pretraining on all tokens, SFT on the assistant's (the labels say which)."""
+
+    def __init__(self, compiled: bool = False) -> None:
+        self._chunk = torch.compile(loss_chunk, dynamic=False) if compiled else loss_chunk
+
+    def counts(self, batch: Batch) -> Tensor:
+        return (batch.labels != IGNORE).sum().float()[None]
+
+    def __call__(self, hidden: Tensor, weight: Tensor, batch: Batch, counts: Tensor) -> Tensor:
+        return cross_entropy(hidden.flatten(0, 1), weight, batch.labels.flatten(), 1 / counts[0], self._chunk)
+
+
+class Preference:
+    """DPO with a likelihood term (section 4.1.4): document 0 of a row is the chosen dialogue, 1 the rejected.
+
+    -log sigmoid(beta * (chosen - rejected)), each the log-probability of its scored labels relative to the reference
+    model, averaged over pairs; plus `nll` times the mean cross-entropy of the chosen labels, all of them.
+    """
+
+    def __init__(self, beta: float, nll: float) -> None:
+        self.beta, self.nll = beta, nll
+
+    def counts(self, batch: Batch) -> Tensor:
+        chosen = (batch.labels != IGNORE) & (batch.documents == 0)
+        return torch.stack([torch.tensor(float(len(batch.tokens)), device=chosen.device), chosen.sum().float()])
+
+    def __call__(self, hidden: Tensor, weight: Tensor, batch: Batch, counts: Tensor) -> Tensor:
+        assert batch.reference is not None
+        log_probs, sums = self.sums(hidden, weight, batch)
+        margins = sums - batch.reference
+        preference = -F.logsigmoid(self.beta * (margins[:, 0] - margins[:, 1])).sum() / counts[0]
+        return preference - self.nll * (log_probs * (batch.documents == 0)).sum() / counts[1]
+
+    def sums(self, hidden: Tensor, weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probability of every label [rows, seq_len], and the scored ones summed: chosen, rejected [rows, 2]."""
+        assert batch.scored is not None
+        log_probs = token_log_probs(hidden.flatten(0, 1), weight, batch.labels.flatten()).view_as(batch.tokens)
+        scored = log_probs * batch.scored
+        sums = [(scored * (batch.documents == document)).sum(1) for document in (0, 1)]
+        return log_probs, torch.stack(sums, 1)
