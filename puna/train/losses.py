@@ -129,7 +129,9 @@ class NextToken:
         return (batch.labels != IGNORE).sum().float()[None]
 
     def __call__(self, hidden: Tensor, weight: Tensor, batch: Batch, counts: Tensor) -> Tensor:
-        return cross_entropy(hidden.flatten(0, 1), weight, batch.labels.flatten(), 1 / counts[0], self._chunk)
+        return cross_entropy(
+            hidden.flatten(0, 1), weight, batch.labels.flatten(), 1 / counts[0].clamp(min=1), self._chunk
+        )
 
 
 class Preference:
@@ -151,7 +153,7 @@ class Preference:
         log_probs, sums = self.sums(hidden, weight, batch)
         margins = sums - batch.reference
         preference = -F.logsigmoid(self.beta * (margins[:, 0] - margins[:, 1])).sum() / counts[0]
-        return preference - self.nll * (log_probs * (batch.documents == 0)).sum() / counts[1]
+        return preference - self.nll * (log_probs * (batch.documents == 0)).sum() / counts[1].clamp(min=1)
 
     def sums(self, hidden: Tensor, weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probability of every label [rows, seq_len], and the scored ones summed: chosen, rejected [rows, 2]."""
