@@ -74,14 +74,16 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     size = 4096 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = float("inf")
-    for _ in range(6):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(8):
         start = time.perf_counter()
         torch.matmul(a, a)
         if device.type == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
-    threads = 1 if device.type == "cuda" else torch.get_num_threads()
-    return 2 * size**3 / best / threads
+    torch.set_num_threads(threads)
+    return 2 * size**3 / best
 
 
 def physical_cores() -> int:

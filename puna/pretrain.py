@@ -47,4 +47,4 @@ def _train(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, log
     loss = NextToken(compiled=use_compile(knobs, world.device))
     train(model, batches, loss, knobs, world, work_folder(out), log, "pretraining")
     if world.rank == 0:
-        save_model(model, tokenizer, out)
+        save_model(model, tokenizer, out, chat=False)

@@ -117,6 +117,16 @@ class Run:
             return "running" if self.locked() else "interrupted"
         return "stale" if manifest else "missing"
 
+    def states(self) -> dict[str, State]:
+        """The state of every stage; one whose inputs will be made anew is stale, whatever it is by itself."""
+        states: dict[str, State] = {}
+        for stage in STAGES:
+            state = self.state(stage)
+            if state == "done" and any(states[name] != "done" for name in stage.needs):
+                state = "stale"
+            states[stage.name] = state
+        return states
+
     def locked(self) -> bool:
         """Whether a process is at work in this folder."""
         try:

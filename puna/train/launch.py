@@ -63,7 +63,13 @@ def launch(function: Callable[..., None], processes: int, *args: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
             meeting = f"file://{folder}/meeting"
             arguments = (processes, meeting, os.getpid(), function, args)
-            torch.multiprocessing.spawn(_call, arguments, nprocs=processes)
+            try:
+                torch.multiprocessing.spawn(_call, arguments, nprocs=processes)
+            except torch.multiprocessing.ProcessRaisedException as error:
+                mark = f"{PunaError.__module__}.{PunaError.__name__}: "
+                if mark in str(error):  # the child's traceback as text: the message is all a user needs
+                    raise PunaError(str(error).rpartition(mark)[2].strip()) from None
+                raise
 
 
 def _call(rank: int, size: int, meeting: str, parent: int | None, function: Callable[..., None], args: tuple) -> None:

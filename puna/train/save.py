@@ -9,8 +9,19 @@ from puna.model.weights import save_hf
 from puna.text.tokenizer import Tokenizer
 
 
-def save_model(model: Llama, tokenizer: Tokenizer, directory: Path) -> None:
-    """Weights in bf16, as Llama 3.1 was published, with its tokenizer and chat template."""
-    ids = {"bos_id": tokenizer.bos_id, "eos_ids": sorted(tokenizer.stop_ids), "pad_id": tokenizer.pad_id}
-    save_hf(model, model.config, directory, dtype=torch.bfloat16, **ids)
-    tokenizer.save(directory)
+def save_model(
+    model: Llama, tokenizer: Tokenizer, directory: Path, dtype: torch.dtype = torch.bfloat16, chat: bool = True
+) -> None:
+    """Weights, by default in bf16 as Llama 3.1 was published, with the tokenizer, and its chat template for a chat
+    model; a base model stops at end_of_text."""
+    stops = sorted(tokenizer.stop_ids) if chat else [tokenizer.eos_id]
+    save_hf(
+        model,
+        model.config,
+        directory,
+        dtype=dtype,
+        bos_id=tokenizer.bos_id,
+        eos_ids=stops,
+        pad_id=tokenizer.pad_id,
+    )
+    tokenizer.save(directory, chat=chat)

@@ -1,0 +1,166 @@
+"""The command line: run · plan · status · report · chat · export."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from puna.errors import PunaError
+from puna.log import console
+from puna.recipe import load_recipe
+from puna.run import BY_NAME, STAGES, Run, Stage
+
+app = typer.Typer(
+    help="Raise a Llama: from raw web pages to a chat model that uses tools, by the Llama 3.1 recipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, for example recipes/tiny.toml.")]
+WordsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[STAGE ...] [key.path=value ...]", help="Stages to make (all by default); overrides."),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, for example runs/tiny.")]
+
+
+def main() -> None:
+    """Run the command line; what a user can mend ends in one message and exit status 1, without a traceback."""
+    try:
+        app()
+    except PunaError as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
+        sys.exit(130)
+
+
+@app.command()
+def run(recipe: RecipeArgument, words: WordsArgument = None) -> None:
+    """Make what a recipe describes; what is already there is skipped, what is half done goes on."""
+    names, overrides = split_words(words)
+    job = Run(load_recipe(recipe, overrides))
+    console.print(f"[bold]{job.recipe.name}[/] in {job.folder}/")
+    job.run(names, tell_stage)
+    page = write_report(job)
+    finished = {timing["stage"]: timing["minutes"] for timing in job.timings()}
+    table = Table("stage", "minutes", box=None, title="minutes by stage", title_justify="left")
+    for stage in STAGES:
+        if stage.name in finished:
+            table.add_row(stage.name, f"{finished[stage.name]:.2f}")
+    table.add_row("total", f"{sum(finished.values()):.2f}")
+    console.print(table)
+    console.print(f"report: {page}\nfigures: {job.folder}/summary.json")
+    if all(state == "done" for state in job.states().values()):
+        console.print(f"talk to it: puna chat {job.folder}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[key.path=value ...]")] = None,
+    machine: Annotated[str, typer.Option(help="`this`, or for example h100, '64 x h100', rtx4090.")] = "this",
+) -> None:
+    """What a recipe will take: parameters, tokens, FLOPs, memory and time by stage. Reads no data, needs no GPU."""
+    from puna.machine import find_machine
+    from puna.plan import plan_table
+
+    names, overrides = split_words(words)
+    if names:
+        raise PunaError(f"puna plan takes overrides, no stages: {' '.join(names)}")
+    for line in plan_table(load_recipe(recipe, overrides), find_machine(machine)):
+        console.print(line, highlight=False)
+
+
+@app.command()
+def status(run: RunArgument) -> None:
+    """Which stages of a run are done, running, interrupted, stale or missing."""
+    job = Run.open(run)
+    minutes = {timing["stage"]: timing["minutes"] for timing in job.timings()}
+    colours = {"done": "green", "running": "cyan", "interrupted": "yellow", "stale": "yellow", "missing": "dim"}
+    table = Table("stage", "state", "minutes", "needs", box=None)
+    for name, state in job.states().items():
+        took = f"{minutes[name]:.2f}" if name in minutes else ""
+        table.add_row(name, f"[{colours[state]}]{state}[/]", took, ", ".join(BY_NAME[name].needs))
+    console.print(table)
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write RUN/report/index.html from what the run has so far."""
+    console.print(f"report: {write_report(Run.open(run))}")
+
+
+@app.command()
+def chat(
+    model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a Hugging Face model directory.")],
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this, print the reply and end.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    tools: Annotated[Path | None, typer.Option(help="A Python file whose functions the model may call.")] = None,
+    no_tools: Annotated[bool, typer.Option("--no-tools", help="Give the model no tool at all.")] = False,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total mass.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+) -> None:
+    """Talk to a model: replies stream, calls of tools are shown and executed (a calculator, unless --tools)."""
+    from puna.chat import Conversation, converse
+    from puna.infer.engine import Engine, Sampling
+    from puna.tools import CALCULATOR, load_tools
+
+    if tools and no_tools:
+        raise PunaError("--tools and --no-tools contradict each other; drop one")
+    available = [] if no_tools else load_tools(tools) if tools else [CALCULATOR]
+    sampling = Sampling(max_tokens, temperature, top_p, seed)
+    converse(Conversation(Engine.load(find_model(model)), available, sampling, system), message)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a Hugging Face model directory.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to make; it must not exist.")],
+    to: Annotated[str, typer.Option(help="hf (safetensors) or meta (consolidated.*.pth, params.json).")] = "hf",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+) -> None:
+    """Write a model for other programs; both forms carry the tokenizer."""
+    from puna.export import export_model
+
+    export_model(find_model(model), out, to, dtype)
+    console.print(f"{to} model in {out}/")
+
+
+def split_words(words: list[str] | None) -> tuple[list[str], list[str]]:
+    """Stage names and overrides; PunaError for a word that is neither."""
+    names = [word for word in words or [] if "=" not in word]
+    for name in names:
+        if name not in BY_NAME:
+            raise PunaError(f"{name!r} is neither a stage ({', '.join(BY_NAME)}) nor an override (key.path=value)")
+    return names, [word for word in words or [] if "=" in word]
+
+
+def tell_stage(stage: Stage, fresh: bool) -> None:
+    console.print(f"[bold]{stage.name}[/]" + (" [dim]is there already[/]" if fresh else ""))
+
+
+def write_report(job: Run) -> Path:
+    from puna.report.page import write_report as write
+
+    return write(job)
+
+
+def find_model(path: Path) -> Path:
+    """The model directory that a path means: itself, or the last model that a run has made."""
+    if (path / "config.json").is_file():
+        return path
+    if (path / "recipe.toml").is_file():
+        job = Run.open(path)
+        for name in ("dpo", "sft", "pretrain"):
+            if job.manifest(name):
+                return job.folder / name
+        raise PunaError(f"the run {path} has no model yet; `puna status {path}` shows how far it is")
+    raise PunaError(f"{path} is neither a run (recipe.toml) nor a model directory (config.json)")
