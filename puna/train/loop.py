@@ -40,11 +40,11 @@ def train(
     model.to(world.device).train()
     gradient = flatten_gradients(model)
     optimizer = make_optimizer(model, options)
-    first = load_checkpoint(work, model, optimizer, log)
     dtype = training_dtype(options, world.device)
     hidden = torch.compile(model.hidden, dynamic=False) if use_compile(options, world.device) else model.hidden
     flops = flops_per_token(model.config, options.seq_len) * options.batch_tokens
     peak = peak_flops(world.device, dtype) * world.size
+    first = load_checkpoint(work, model, optimizer, log)  # last: it restores the state of the random generator
     if world.rank == 0:
         log.keep_until(first)
         if first:

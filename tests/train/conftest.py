@@ -53,10 +53,10 @@ def random_rows(config: LlamaConfig) -> Callable[..., RandomRows]:
 @pytest.fixture
 def make_options() -> Callable[..., Training]:
     def make(**changed: Any) -> Training:
-        values: dict[str, Any] = dict(
-            seq_len=16, batch_rows=4, micro_rows=2, peak_lr=1e-2, warmup_steps=2, final_lr=0.1,
-            precision="fp32", compile="off", processes=1,
-        )  # fmt: skip
+        values: dict[str, Any] = {
+            "seq_len": 16, "batch_rows": 4, "micro_rows": 2, "peak_lr": 1e-2, "warmup_steps": 2, "final_lr": 0.1,
+            "precision": "fp32", "compile": "off", "processes": 1,
+        }  # fmt: skip
         return Training(**(values | changed))
 
     return make

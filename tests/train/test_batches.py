@@ -20,6 +20,7 @@ from puna.train.loop import rows_of
 from puna.train.losses import NextToken
 
 BOS, SEQ = 0, 8
+MIX = {"wiki": 0.5, "code": 0.3, "math": 0.2}
 
 
 @pytest.fixture
@@ -36,12 +37,12 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def open_shards(folder: Path, rows: int, max_epochs: float = 9, seed: int = 1, **mix: float) -> Shards:
-    return Shards(folder, mix or {"wiki": 0.5, "code": 0.3, "math": 0.2}, rows, SEQ, max_epochs, BOS, seed)
+def open_shards(folder: Path, rows: int, mix: dict[str, float], max_epochs: float = 9, seed: int = 1) -> Shards:
+    return Shards(folder, mix, rows, SEQ, max_epochs, BOS, seed)
 
 
 def test_no_token_comes_twice_in_an_epoch(shards: Path):
-    batches = open_shards(shards, 3 * 20, max_epochs=3, wiki=1.0)
+    batches = open_shards(shards, 3 * 20, {"wiki": 1.0}, max_epochs=3)
     assert batches.available["wiki"] == (30 + 1 + 90 + 42 + 4) // SEQ == 20
     stream = np.fromfile(shards / "wiki.bin", np.uint16)[: 20 * SEQ]
     tokens = batches.rows(range(60)).tokens.numpy().reshape(3, 20 * SEQ)
@@ -54,7 +55,7 @@ def test_no_token_comes_twice_in_an_epoch(shards: Path):
 def test_labels_are_the_following_tokens_and_never_begin_of_text(shards: Path):
     for name in ("wiki", "code", "math"):
         stream = np.fromfile(shards / f"{name}.bin", np.uint16).astype(int).tolist()
-        batches = open_shards(shards, 5, **{name: 1.0})
+        batches = open_shards(shards, 5, {name: 1.0})
         batch = batches.rows(range(5))
         for tokens, labels in zip(batch.tokens.tolist(), batch.labels.tolist()):
             start = next(i for i in range(len(stream)) if stream[i : i + SEQ] == tokens)
@@ -62,7 +63,7 @@ def test_labels_are_the_following_tokens_and_never_begin_of_text(shards: Path):
 
 
 def test_document_numbers_change_at_begin_of_text_only(shards: Path):
-    batch = open_shards(shards, 9, code=1.0).rows(range(9))
+    batch = open_shards(shards, 9, {"code": 1.0}).rows(range(9))
     changes = batch.documents[:, 1:] != batch.documents[:, :-1]
     assert torch.equal(changes, batch.tokens[:, 1:] == BOS)
     assert changes.any()
@@ -70,7 +71,7 @@ def test_document_numbers_change_at_begin_of_text_only(shards: Path):
 
 def test_the_mix_is_honoured_throughout(shards: Path):
     wiki = set(np.fromfile(shards / "wiki.bin", np.uint16).tolist()) - {BOS}
-    batches = open_shards(shards, 40, max_epochs=1e6, wiki=0.75, math=0.25)
+    batches = open_shards(shards, 40, {"wiki": 0.75, "math": 0.25}, max_epochs=1e6)
     from_wiki = np.array([bool(wiki & set(row)) for row in batches.rows(range(40)).tokens.tolist()])
     assert from_wiki.sum() == 30 == batches.counts["wiki"]
     assert 8 <= from_wiki[:20].sum() <= 19  # shuffled, not one part after the other
@@ -78,25 +79,25 @@ def test_the_mix_is_honoured_throughout(shards: Path):
 
 
 def test_a_part_that_runs_out_gives_its_share_to_the_others(shards: Path):
-    batches = open_shards(shards, 20, max_epochs=1, wiki=0.1, code=0.1, math=0.8)
+    batches = open_shards(shards, 20, {"wiki": 0.1, "code": 0.1, "math": 0.8}, max_epochs=1)
     assert batches.counts == {"wiki": 5, "code": 5, "math": 10}
     assert batches.available["math"] == 10
 
 
 def test_too_little_text_names_the_knobs(shards: Path):
     with pytest.raises(PunaError, match=r"pretrain.tokens asks for 99 rows but pretrain.max_epochs = 1 .* 38"):
-        open_shards(shards, 99, max_epochs=1)
+        open_shards(shards, 99, MIX, max_epochs=1)
     with pytest.raises(PunaError, match=r"mix names 'law', but the corpus has the parts code, math, wiki"):
-        open_shards(shards, 9, law=1.0)
+        open_shards(shards, 9, {"law": 1.0})
 
 
 def test_an_empty_part_is_no_obstacle(shards: Path):
     (shards / "law.bin").touch()
-    assert open_shards(shards, 4, law=0.5, math=0.5).counts == {"law": 0, "math": 4}
+    assert open_shards(shards, 4, {"law": 0.5, "math": 0.5}).counts == {"law": 0, "math": 4}
 
 
 def test_rows_depend_on_seed_and_number_alone(shards: Path):
-    one, again, other = (open_shards(shards, 30, seed=seed) for seed in (1, 1, 2))
+    one, again, other = (open_shards(shards, 30, MIX, seed=seed) for seed in (1, 1, 2))
     backwards = [again.rows([i]).tokens for i in reversed(range(30))][::-1]
     assert torch.equal(one.rows(range(30)).tokens, torch.cat(backwards))
     assert not torch.equal(one.rows(range(30)).tokens, other.rows(range(30)).tokens)
