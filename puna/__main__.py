@@ -1,0 +1,5 @@
+"""python -m puna"""
+
+from puna.cli import main
+
+main()
