@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from puna.errors import PunaError
 
@@ -114,7 +114,7 @@ class Training(Knobs):
     """Precision of the matrix products; auto is bf16 where the hardware has it. Weights and sums stay fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on where a C++ compiler (CPU) or Triton (GPU) is found."""
-    processes: int | Literal["auto"] = "auto"
+    processes: PositiveInt | Literal["auto"] = "auto"
     """Data-parallel processes on this machine; auto is one for each core or GPU that divides the batch."""
     checkpoint_seconds: float = Field(30.0, gt=0)
     """At most this much work is lost when the run is killed."""
@@ -157,6 +157,8 @@ class Synthesize(Knobs):
 
     tool_chats: int = Field(12_000, ge=0)
     """Arithmetic dialogues that call the calculator, for SFT."""
+    max_turns: int = Field(7, ge=1)
+    """Problems in one such dialogue, at most."""
     plain_chats: int = Field(1_000, ge=0)
     """Arithmetic dialogues without a tool at hand, for SFT."""
     question_chats: int = Field(6_000, ge=0)
@@ -299,9 +301,12 @@ def nearest_knob(key: str) -> str:
     known = knob_names()
     beside = [name for name in known if name.rpartition(".")[0] == section]
     for names in (beside, known):
-        by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
-        starts = [name for name in by_last if name.startswith(last) or last.startswith(name)]
-        close = starts or difflib.get_close_matches(last, list(by_last), 1, 0.6)
+        by_last: dict[str, str] = {}
+        for name in names:
+            by_last.setdefault(name.rpartition(".")[2], name)
+        starts = [last] if last in by_last else [n for n in by_last if n.startswith(last) or last.startswith(n)]
+        words = [name for name in by_last if set(last.split("_")) & set(name.split("_"))]
+        close = starts or difflib.get_close_matches(last, list(by_last), 1, 0.6) or words
         if close:
             return by_last[close[0]]
     return difflib.get_close_matches(key, [*known, *Recipe.model_fields], 1, 0.0)[0]

@@ -134,14 +134,8 @@ def last_number(text: str) -> str | None:
 
 
 def bits_per_byte(recipe: Recipe, inputs: dict[str, Path], log: Log) -> dict[str, Any]:
-    """Held-out text, up to a limit, by documents in the order of their hash: models, bigram and xz."""
-    table = pq.read_table(inputs["corpus"] / "held_out.parquet").select(["id", "text"]).to_pylist()
-    texts, room = [], recipe.evals.held_out_bytes
-    for row in sorted(table, key=lambda row: row["id"]):
-        if room <= 0:
-            break
-        texts.append(row["text"].encode())
-        room -= len(texts[-1])
+    """Bits per byte of held-out text: the models', a bigram model's and xz's."""
+    texts = held_out_texts(inputs["corpus"] / "held_out.parquet", recipe.pretrain.mix, recipe.evals.held_out_bytes)
     sizes = np.array([len(text) for text in texts], float)
     tokenizer = Tokenizer.load(inputs["pretrain"])
     documents = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch([text.decode() for text in texts])]
@@ -158,3 +152,15 @@ def bits_per_byte(recipe: Recipe, inputs: dict[str, Path], log: Log) -> dict[str
     metrics["eval.bits_per_byte.bigram"] = ratio(bigram, sizes, unit, seed)
     metrics["eval.bits_per_byte.xz"] = figure(round(xz_bits(texts) / sizes.sum(), 4), unit, n=len(texts))
     return metrics
+
+
+def held_out_texts(path: Path, mix: dict[str, float], limit: int) -> list[bytes]:
+    """Held-out documents, mixed as the training text is: each part gives its share of `limit` bytes at most."""
+    table = pq.read_table(path).select(["id", "part", "text"]).to_pylist()
+    room = {part: share * limit for part, share in mix.items()}
+    texts = []
+    for row in sorted(table, key=lambda row: row["id"]):
+        if room.get(row["part"], 0) > 0:
+            texts.append(row["text"].encode())
+            room[row["part"]] -= len(texts[-1])
+    return texts

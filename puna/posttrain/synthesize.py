@@ -8,6 +8,7 @@ documents for SFT and from held-out ones for evaluation.
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,13 +79,17 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     training = [row for table in tables for row in table.select(["title", "language", "text"]).to_pylist()]
     held_out = pq.read_table(inputs["corpus"] / "held_out.parquet").select(["title", "language", "text"]).to_pylist()
 
-    sft = [tool_chat(p) for p in problems("sft", knobs.tool_chats, knobs.max_operand, seed)]
+    turns = rng(seed, "turns").integers(1, knobs.max_turns, size=knobs.tool_chats, endpoint=True)
+    supply = problems("sft", int(turns.sum()), knobs.max_operand, seed)
+    sft = [tool_chat(list(islice(supply, int(n)))) for n in turns]
     sft += [plain_chat(p) for p in problems("sft", knobs.plain_chats, knobs.max_operand, seed + 1)]
     questions = max(1, knobs.question_chats // 3)
-    sft += [_chat(q["question"], q["answer"]) for q in language_questions(training, questions, seed)]
-    sft += [_chat(q["question"], q["choices"][q["answer"]]) for q in title_questions(training, questions, seed)]
+    asked = [(q["question"], q["answer"]) for q in language_questions(training, questions, seed)]
+    asked += [(q["question"], q["choices"][q["answer"]]) for q in title_questions(training, questions, seed)]
     talk = rng(seed, "small talk").integers(len(SMALL_TALK), size=knobs.question_chats - 2 * questions)
-    sft += [_chat(*SMALL_TALK[i]) for i in talk]
+    asked += [SMALL_TALK[i] for i in talk]
+    # a tool at hand is not a reason to use it (section 4.3.5)
+    sft += [_chat(*pair, tools=number % 4 == 0) for number, pair in enumerate(asked)]
     rng(seed, "sft order").shuffle(sft)  # pyright: ignore[reportArgumentType]
 
     preference = [
@@ -107,24 +112,26 @@ def group_of(a: int, b: int) -> str:
 
 
 def problems(group: str, count: int, max_operand: int, seed: int) -> Iterator[Problem]:
-    """Different problems whose operand pairs belong to a group; fewer than `count` if there are no more."""
+    """Problems whose operand pairs belong to a group. Outside of SFT no two are the same, so they may be fewer."""
     random = rng(seed, "problems", group)
     kinds = [(a, op, b) for a in range(max_operand + 1) for b in range(max_operand + 1) for op in WORDS]
     kinds = [kind for kind in kinds if group_of(kind[0], kind[2]) == group]
-    for number, place in enumerate(_cycle(random, len(kinds), count if group == "sft" else min(count, len(kinds)))):
+    for place in _cycle(random, len(kinds), count if group == "sft" else min(count, len(kinds))):
         a, op, b = kinds[place]
-        wording = ASKING[int(random.integers(len(ASKING)))] if number % 2 else ASKING[number // 2 % len(ASKING)]
+        wording = ASKING[int(random.integers(len(ASKING)))]
         yield Problem(a, op, b, wording.format(a=a, b=b, op=op, word=WORDS[op]))
 
 
-def tool_chat(problem: Problem) -> dict[str, Any]:
-    """Question, call, result, answer."""
-    messages = [
-        Message("user", problem.question),
-        Message("assistant", tool_calls=[ToolCall(CALCULATOR.name, {"expression": problem.expression})]),
-        Message("tool", problem.answer),
-        Message("assistant", f"{problem.expression} = {problem.answer}"),
-    ]
+def tool_chat(problems: list[Problem]) -> dict[str, Any]:
+    """Question, call, result, answer; and the next question."""
+    messages = []
+    for problem in problems:
+        messages += [
+            Message("user", problem.question),
+            Message("assistant", tool_calls=[ToolCall(CALCULATOR.name, {"expression": problem.expression})]),
+            Message("tool", problem.answer),
+            Message("assistant", f"{problem.expression} = {problem.answer}"),
+        ]
     return {"messages": [m.to_dict() for m in messages], "tools": [CALCULATOR.schema]}
 
 
@@ -184,8 +191,9 @@ def clean_title(title: str) -> str:
     return " ".join(title.split())
 
 
-def _chat(question: str, answer: str) -> dict[str, Any]:
-    return {"messages": [Message("user", question).to_dict(), Message("assistant", answer).to_dict()]}
+def _chat(question: str, answer: str, tools: bool = False) -> dict[str, Any]:
+    messages = [Message("user", question).to_dict(), Message("assistant", answer).to_dict()]
+    return {"messages": messages} | ({"tools": [CALCULATOR.schema]} if tools else {})
 
 
 def _cut(text: str, random: np.random.Generator, start: bool = False) -> str:
