@@ -49,7 +49,7 @@ class Log:
         return self.folder / f"{self.stage}.jsonl"
 
     def message(self, text: str) -> None:
-        console.print(f"  {text}", highlight=False)
+        console.print(f"  {text}", highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Bar]:

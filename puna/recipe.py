@@ -35,19 +35,26 @@ class Corpus(Knobs):
     """Languages to keep, by ISO 639-1 code (Llama 3.1's without Thai, which is written without spaces)."""
     max_page_bytes: int = Field(2_000_000, ge=1)
     """Larger pages are set aside unread."""
-    min_words: int = Field(50, ge=0)
+    min_words: int = Field(50, ge=1)
     max_words: int = Field(100_000, ge=1)
     min_mean_word_length: float = Field(2.5, ge=0)
-    """In characters (Gopher has 3; code has short words)."""
-    max_mean_word_length: float = Field(12.0, gt=0)
-    max_symbol_ratio: float = Field(0.1, ge=0)
-    """`#` signs and ellipses per word (Gopher)."""
-    min_alphabetic_fraction: float = Field(0.5, ge=0, le=1)
+    """In characters (Gopher has 3; formulas have short words)."""
+    max_mean_word_length: float = Field(10.0, gt=0)
+    """In characters (as Gopher)."""
+    max_symbol_ratio: float = Field(0.2, ge=0)
+    """`#` signs and ellipses for each word (Gopher has 0.1; shell scripts have more)."""
+    min_alphabetic_fraction: float = Field(0.55, ge=0, le=1)
     """Share of words with a letter in them (Gopher has 0.8; mathematics and code have fewer)."""
-    max_duplicate_line_fraction: float = Field(0.3, ge=0, le=1)
+    min_stop_word_fraction: float = Field(0.08, ge=0, le=1)
+    """Share of words that are among the commonest of the language (Gopher asks for two of them)."""
+    min_script_fraction: float = Field(0.97, ge=0, le=1)
+    """Share of letters of the script that the language is written in; half of it where that is not Latin."""
+    min_words_per_line: float = Field(3.0, ge=0)
+    """Mean over the lines that are not empty."""
+    max_duplicate_line_fraction: float = Field(0.4, ge=0, le=1)
     """Share of the characters that lie in repeated lines (Gopher has 0.2)."""
-    max_duplicate_ngram_fraction: float = Field(0.3, ge=0, le=1)
-    """Share of the characters that lie in repeated word 10-grams (section 3.1.1; Gopher has 0.1)."""
+    max_duplicate_ngram_fraction: float = Field(0.4, ge=0, le=1)
+    """Share of the words that lie in repeated runs of 10 words (section 3.1.1; Gopher has 0.1)."""
     minhash_permutations: int = Field(112, ge=1)
     minhash_bands: int = Field(14, ge=1)
     """Documents that agree in a whole band are compared; 14 bands of 8 rows find 0.994 of the pairs at 0.8."""
@@ -55,6 +62,15 @@ class Corpus(Knobs):
     """Words in a shingle."""
     minhash_threshold: float = Field(0.8, gt=0, le=1)
     """Documents with this Jaccard similarity, computed exactly, are near-duplicates."""
+
+    @model_validator(mode="after")
+    def bands_divide(self) -> "Corpus":
+        if self.minhash_permutations % self.minhash_bands:
+            raise ValueError(
+                f"minhash_permutations={self.minhash_permutations} is not a multiple of "
+                f"minhash_bands={self.minhash_bands}"
+            )
+        return self
 
 
 class Tokenizer(Knobs):

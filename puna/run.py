@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import shutil
 import threading
 import time
@@ -180,10 +181,12 @@ class Run:
             work_folder(out).mkdir(exist_ok=True)
             with self._timed(stage):
                 folders = {name: self.folder / name for name in stage.needs}
-                metrics = load(stage.function)(self.recipe, folders, out, Log(self.folder / "log", stage.name))
+                recipe = only(self.recipe, stage.knobs)
+                metrics = load(stage.function)(recipe, folders, out, Log(self.folder / "log", stage.name))
             write_manifest(out, {"stage": stage.name, "fingerprint": _digest(causes), **causes, "metrics": metrics})
         final = self.folder / stage.name
         old = partial / "old"
+        shutil.rmtree(old, ignore_errors=True)  # left by a kill between the renaming and the end
         if final.exists():
             final.rename(old)
         out.rename(final)
@@ -255,7 +258,7 @@ class Run:
 
     def _causes(self, stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:
         knobs = {key: reduce(lambda table, part: table[part], key.split("."), self._knobs) for key in stage.knobs}
-        source = load(stage.source)(self.recipe) if stage.source else None
+        source = load(stage.source)(only(self.recipe, stage.knobs)) if stage.source else None
         return {"knobs": knobs, "inputs": inputs, "source": source}
 
     def _input_digests(self, stage: Stage) -> dict[str, str] | None:
@@ -369,11 +372,20 @@ def write_text(path: Path, text: str) -> None:
 def to_toml(data: dict[str, Any], prefix: str = "") -> str:
     """TOML of a recipe: scalars, lists of scalars and tables are all it holds."""
     scalars = {k: v for k, v in data.items() if not isinstance(v, dict)}
-    lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in scalars.items()]
+    lines = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in scalars.items()]
     for key, table in data.items():
         if isinstance(table, dict):
+            key = _toml_key(key)
             lines += ["", f"[{prefix}{key}]", to_toml(table, f"{prefix}{key}.").rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
+def _toml_value(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # the one escape that JSON leaves out
 
 
 def _digest(value: Any) -> str:
