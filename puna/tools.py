@@ -78,6 +78,8 @@ def load_tools(path: Path) -> list[Tool]:
 
 def calculator(expression: str) -> str:
     """Work out an arithmetic expression."""
+    if len(expression) > 1000:  # deep nesting can crash Python's parser
+        raise ValueError("the expression is longer than 1,000 characters")
     return _number(_evaluate(ast.parse(expression.strip(), mode="eval").body))
 
 
