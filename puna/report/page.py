@@ -136,8 +136,8 @@ def licence(folder: Path, named: str) -> str:
     if not named or not path.is_file():
         return named
     text = path.read_text(encoding="utf-8", errors="replace")
-    names = dict.fromkeys(name.strip() for name in re.findall(r"^License:[ \t]*(\S.*)$", text, re.MULTILINE))
-    return ", ".join(names) or f"corpus/{named}"
+    names = re.findall(r"^License:[ \t]*(\S.*?)\s*$", text, re.MULTILINE) if text.startswith("Format:") else []
+    return ", ".join(dict.fromkeys(names)) or f"corpus/{named}"
 
 
 def changes(recipe: Recipe) -> Iterator[tuple[str, Any, Any]]:

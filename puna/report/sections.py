@@ -1,6 +1,7 @@
 """What the sections of the page show: each reads the artifacts it is about, and is None while they are not made."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,6 @@ STEPS = {
 }
 EXAMPLES = 3
 """Dropped documents shown for each reason."""
-EXCERPT = 300
-"""Characters shown of each."""
 
 
 # -- corpus ------------------------------------------------------------------------------------------------------------
@@ -82,7 +81,7 @@ def dropped(path: Path) -> dict[str, dict[str, Any]]:
             places[reason].append(place)
     wanted = sorted(place for found in places.values() for place in found)
     for row in rows_at(path, wanted):
-        row["text"] = row["text"] if len(row["text"]) <= EXCERPT else row["text"][:EXCERPT] + " …"
+        row["text"] = re.sub(r"\s*\n\s*", " ⏎ ", row["text"].strip())  # a list of single words is a short line, too
         told[row["reason"]]["examples"].append(row)
     return told
 

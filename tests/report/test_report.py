@@ -316,8 +316,8 @@ def test_changes_are_the_knobs_that_differ():
 
 
 def test_licences_are_named_by_their_short_names_or_by_their_file(tmp_path: Path):
-    (tmp_path / "a.txt").write_text("Files: *\nLicense: MIT\nLicense: GFDL-1.3\nLicense: MIT\n")
-    (tmp_path / "b.txt").write_text("You may copy this.")
+    (tmp_path / "a.txt").write_text("Format: x\nLicense: MIT\nLicense: GFDL-1.3\nLicense: MIT\n")
+    (tmp_path / "b.txt").write_text("License: you may copy this.")
     assert licence(tmp_path, "a.txt") == "MIT, GFDL-1.3"
     assert licence(tmp_path, "b.txt") == "corpus/b.txt"
     assert licence(tmp_path, "PSF-2.0") == "PSF-2.0"
