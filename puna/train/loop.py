@@ -11,6 +11,7 @@ from puna.log import Log
 from puna.machine import can_compile, peak_flops, training_dtype
 from puna.model.llama import Llama, flops_per_token
 from puna.recipe import Training
+from puna.train.attention import block_attention_in, suits_block_attention
 from puna.train.batches import Batch, Batches
 from puna.train.checkpoint import load_checkpoint, save_checkpoint
 from puna.train.launch import World
@@ -41,7 +42,9 @@ def train(
     gradient = flatten_gradients(model)
     optimizer = make_optimizer(model, options)
     dtype = training_dtype(options, world.device)
-    hidden = torch.compile(model.hidden, dynamic=False) if use_compile(options, world.device) else model.hidden
+    compiled = use_compile(options, world.device)
+    hidden = torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
+    in_blocks = suits_block_attention(world.device, dtype, compiled, options.seq_len)
     flops = flops_per_token(model.config, options.seq_len) * options.batch_tokens
     peak = peak_flops(world.device, dtype) * world.size
     first = load_checkpoint(work, model, optimizer, log)  # last: it restores the state of the random generator
@@ -51,7 +54,7 @@ def train(
             log.message(f"{name} goes on from step {first:,} of {steps:,}")
     saved = before = time.monotonic()
 
-    with log.progress(name, steps if world.rank == 0 else 0) as bar:
+    with log.progress(name, steps if world.rank == 0 else 0) as bar, block_attention_in(model, in_blocks):
         if world.rank == 0:
             bar.advance(first)
         for step in range(first, steps):

@@ -1,0 +1,58 @@
+"""Attention for short rows in bf16 on a CPU, put in place of the model's while it trains.
+
+PyTorch's fused kernel for CPUs spends most of its time outside the matrix products when rows are a few hundred tokens
+and heads small. Written as plain operations, which torch.compile fuses, and with the keys after a block of queries left
+out, the same sums take about half the time; fp32 gains nothing. benchmarks/README.md has the figures.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from puna.model.llama import Llama
+
+BLOCK = 128
+"""Queries at once: they need no key after their own block."""
+LONGEST_ROW = 1024
+"""Memory and time to compile grow with the square and the number of blocks."""
+
+
+def block_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """What Attention.attend gives for q [B, heads, S, D], k and v [B, kv_heads, S, D] and a boolean mask [B, 1, S, S]
+    that lets a token attend to itself and to nothing after it."""
+    ends = [min(start + BLOCK, q.shape[2]) for start in range(0, q.shape[2], BLOCK)]
+    blocks = [(slice(start, end), slice(end)) for start, end in zip([0, *ends], ends)]
+    parts = [_attend(q[:, :, own], k[:, :, seen], v[:, :, seen], mask[:, :, own, seen]) for own, seen in blocks]
+    return torch.cat(parts, dim=2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    B, heads, S, D = q.shape
+    kv_heads, K = k.shape[1:3]
+    q = (q * D**-0.5).reshape(B, kv_heads, -1, D)  # the queries of a group of heads share keys: one product
+    scores = (q @ k.transpose(2, 3)).view(B, kv_heads, -1, S, K).float()
+    scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+    # Softmax divided after the product with v: gradients need no second sum over the keys. The shift cancels.
+    weights = (scores - scores.amax(-1, keepdim=True).detach()).exp().to(v.dtype)
+    sums = weights.float().sum(-1, keepdim=True)
+    out = (weights.view(B, kv_heads, -1, K) @ v).view(B, kv_heads, -1, S, D) / sums
+    return out.to(v.dtype).view(B, heads, S, D)
+
+
+@contextmanager
+def block_attention_in(model: Llama, wanted: bool) -> Iterator[None]:
+    """Let every layer use block_attention, if `wanted`, until the end of the block."""
+    layers = [layer.get_submodule("self_attn") for layer in model.layers] if wanted else []
+    for attention in layers:
+        attention.__dict__["attend"] = block_attention  # hides the method, on this object only
+    try:
+        yield
+    finally:
+        for attention in layers:
+            del attention.__dict__["attend"]
+
+
+def suits_block_attention(device: torch.device, dtype: torch.dtype, compiled: bool, seq_len: int) -> bool:
+    return device.type == "cpu" and dtype == torch.bfloat16 and compiled and seq_len <= LONGEST_ROW
