@@ -15,12 +15,14 @@ def model_bits(engine: Engine, documents: Sequence[list[int]], window: int) -> n
     Long documents are read in windows that overlap by half, so that every token but the first few of a document is
     predicted from at least half a window.
     """
+    step = window // 2
+    overlap = window - step
     pieces, owners, skips = [], [], []
     for number, ids in enumerate(documents):
-        for start in range(0, max(1, len(ids) - window // 2), window // 2):
+        for start in range(0, max(1, len(ids) - overlap), step):
             pieces.append(ids[start : start + window])
             owners.append(number)
-            skips.append(window // 2 - 1 if start else 0)
+            skips.append(overlap - 1 if start else 0)
     bits = np.zeros(len(documents))
     for owner, skip, row in zip(owners, skips, engine.log_probs(pieces, batch=16)):
         bits[owner] -= row[skip:].double().sum().item() / np.log(2)
@@ -33,7 +35,7 @@ class Bigram:
     def __init__(self, tokens: np.ndarray, vocab_size: int) -> None:
         self.vocab_size = vocab_size
         self.unigram = np.bincount(tokens, minlength=vocab_size) + 1.0
-        self.first = self.unigram - 1
+        self.first = np.bincount(tokens[:-1], minlength=vocab_size)
         self.unigram /= self.unigram.sum()
         keys = tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
         self.keys, self.counts = np.unique(keys, return_counts=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from puna.errors import PunaError
 from puna.evals.compression import Bigram, model_bits, training_tokens, xz_bits
 from puna.evals.score import change, proportion, ratio
 from puna.infer.engine import Engine, Sampling
@@ -26,7 +27,8 @@ MODELS = ("pretrain", "sft", "dpo")
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
     """Models, held-out text and questions -> figures, and samples.jsonl with every reply."""
-    questions = [json.loads(line) for line in (inputs["synthesize"] / "held_out.jsonl").open(encoding="utf-8")]
+    with (inputs["synthesize"] / "held_out.jsonl").open(encoding="utf-8") as lines:
+        questions = [json.loads(line) for line in lines]
     metrics = {}
     right: dict[tuple[str, str], np.ndarray] = {}
     with (out / "samples.jsonl").open("w", encoding="utf-8") as samples:
@@ -136,6 +138,8 @@ def last_number(text: str) -> str | None:
 def bits_per_byte(recipe: Recipe, inputs: dict[str, Path], log: Log) -> dict[str, Any]:
     """Bits per byte of held-out text: the models', a bigram model's and xz's."""
     texts = held_out_texts(inputs["corpus"] / "held_out.parquet", recipe.pretrain.mix, recipe.evals.held_out_bytes)
+    if not texts:
+        raise PunaError("the corpus has no held-out text in any part of pretrain.mix; raise corpus.held_out")
     sizes = np.array([len(text) for text in texts], float)
     tokenizer = Tokenizer.load(inputs["pretrain"])
     documents = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch([text.decode() for text in texts])]
@@ -147,7 +151,8 @@ def bits_per_byte(recipe: Recipe, inputs: dict[str, Path], log: Log) -> dict[str
         metrics[f"eval.bits_per_byte.{name}"] = ratio(bits, sizes, unit, seed)
     metrics["eval.bits_per_byte"] = metrics["eval.bits_per_byte.pretrain"]
     shards = json.loads((inputs["shards"] / "shards.json").read_text())
-    tokens = training_tokens(inputs["shards"], list(recipe.pretrain.mix), shards["dtype"])
+    parts = [part for part, share in recipe.pretrain.mix.items() if share > 0]
+    tokens = training_tokens(inputs["shards"], parts, shards["dtype"])
     bigram = Bigram(tokens, tokenizer.vocab_size).best_bits(documents)
     metrics["eval.bits_per_byte.bigram"] = ratio(bigram, sizes, unit, seed)
     metrics["eval.bits_per_byte.xz"] = figure(round(xz_bits(texts) / sizes.sum(), 4), unit, n=len(texts))

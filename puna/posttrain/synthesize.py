@@ -83,7 +83,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     supply = problems("sft", int(turns.sum()), knobs.max_operand, seed)
     sft = [tool_chat(list(islice(supply, int(n)))) for n in turns]
     sft += [plain_chat(p) for p in problems("sft", knobs.plain_chats, knobs.max_operand, seed + 1)]
-    questions = max(1, knobs.question_chats // 3)
+    questions = knobs.question_chats // 3
     asked = [(q["question"], q["answer"]) for q in language_questions(training, questions, seed)]
     asked += [(q["question"], q["choices"][q["answer"]]) for q in title_questions(training, questions, seed)]
     talk = rng(seed, "small talk").integers(len(SMALL_TALK), size=knobs.question_chats - 2 * questions)
