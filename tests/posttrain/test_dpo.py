@@ -1,0 +1,166 @@
+"""DPO as a stage: pairs are labelled by execution, and the model comes to prefer what works."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from puna.errors import PunaError
+from puna.infer.engine import Sampling
+from puna.log import Log
+from puna.model.weights import load_hf
+from puna.posttrain import dpo
+from puna.posttrain.dpo import Pair, Preferences, is_right
+from puna.recipe import Recipe
+from puna.text.tokenizer import Tokenizer
+from puna.train.batches import IGNORE
+from puna.train.losses import Preference
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def call(expression: str) -> str:
+    return json.dumps({"name": "calculator", "parameters": {"expression": expression}})
+
+
+def ids(tokenizer: Tokenizer, text: str, end: str = "<|eot_id|>") -> list[int]:
+    return tokenizer.encode(text) + ([tokenizer.special[end]] if end else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "end", "right"),
+    [
+        (call("2 * 21"), "<|eot_id|>", True),
+        (call("6 * 7"), "<|eom_id|>", True),
+        (call("40 + 1"), "<|eot_id|>", False),
+        (call("2 * 21"), "", False),
+        (call("2 * 21") + call("2 * 21"), "<|eot_id|>", False),
+        ("42", "<|eot_id|>", False),
+        ("", "<|eot_id|>", False),
+        (call("2 * 21").replace("calculator", "browser"), "<|eot_id|>", False),
+        (call("2 *"), "<|eot_id|>", False),
+    ],
+)
+def test_right_is_one_finished_call_that_works(tokenizer: Tokenizer, text: str, end: str, right: bool):
+    assert is_right(ids(tokenizer, text, end), "42", tokenizer) is right
+
+
+def test_pairs_are_a_right_and_a_wrong_call_of_one_problem(
+    tokenizer: Tokenizer, make_recipe: MakeRecipe, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+):
+    problems = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(70)]
+    (tmp_path / "preference.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    calls: list[tuple[int, int]] = []
+
+    class Scripted:
+        def __init__(self) -> None:
+            self.tokenizer = tokenizer
+
+        def generate(self, prompts: list[list[int]], sampling: Sampling, n: int, first: int) -> list[list[list[int]]]:
+            calls.append((len(prompts), first))
+            assert (sampling.temperature, sampling.max_tokens, n) == (0.7, 50, 3)
+            replies = []
+            for prompt in prompts:
+                asked = tokenizer.decode(prompt).rpartition("\n\n")[0]
+                i = int(asked.rpartition(" + 1?")[0].rpartition("\n\n")[2])
+                good, bad = ids(tokenizer, call(f"{i} + 1")), ids(tokenizer, call(f"{i} + 2"))
+                replies.append([[good, bad, good], [bad, bad, bad], [good, good, good]][i % 3])
+            return replies
+
+    monkeypatch.setattr(dpo.Engine, "load", lambda folder: Scripted())
+    recipe = make_recipe(dpo={"samples": 3, "temperature": 0.7, "max_tokens": 50})
+    pairs = dpo.sample_pairs(recipe, {"sft": tmp_path, "synthesize": tmp_path}, log)
+    assert calls == [(64, 0), (6, 192)]
+    assert len(pairs) == 24
+    for number, pair in enumerate(pairs):
+        assert f"{3 * number} + 1?" in tokenizer.decode(pair.prompt)
+        assert tokenizer.decode(pair.chosen) == call(f"{3 * number} + 1") + "<|eot_id|>"
+        assert tokenizer.decode(pair.rejected) == call(f"{3 * number} + 2") + "<|eot_id|>"
+
+
+def some_pairs(tokenizer: Tokenizer, count: int) -> list[Pair]:
+    """The question does not tell; the last letter of the answer is what is preferred."""
+    return [
+        Pair(
+            [tokenizer.bos_id, *tokenizer.encode(f"{i:02}:")], ids(tokenizer, f"{i % 7}a"), ids(tokenizer, f"{i % 7}bb")
+        )
+        for i in range(count)
+    ]
+
+
+def test_rows_are_pairs_side_by_side(tokenizer: Tokenizer, make_recipe: MakeRecipe):
+    pairs = some_pairs(tokenizer, 5)
+    reference = np.arange(10, dtype=np.float32).reshape(5, 2)
+    batches = Preferences(pairs, reference, make_recipe(dpo={"seq_len": 20, "epochs": 2}).dpo, tokenizer, seed=1)
+    assert len(batches) == 10
+    batch = batches.of([3])
+    assert batch.scored is not None
+    tokens, labels, documents = (t[0].tolist() for t in (batch.tokens, batch.labels, batch.documents))
+    eot, bos, pad = tokenizer.eot_id, tokenizer.bos_id, tokenizer.pad_id
+    assert tokens == [bos, *b"03:3a", eot, bos, *b"03:3bb", eot, *[pad] * 5]
+    x = IGNORE
+    assert labels == [x, x, x, *b"3a", eot, x, x, x, x, *b"3bb", eot, x, *[x] * 5]
+    assert documents == [0] * 7 + [1] * 8 + [2] * 5
+    assert [i for i, scored in enumerate(batch.scored[0].tolist()) if scored] == [3, 4, 10, 11, 12]
+    assert batch.reference is not None
+    assert batch.reference.tolist() == [[6.0, 7.0]]
+
+    epochs = [[bytes(row[1:3].tolist()) for row in batches.rows(range(at, at + 5)).tokens] for at in (0, 5)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == [b"00", b"01", b"02", b"03", b"04"]
+    assert epochs[0] != epochs[1]
+    with pytest.raises(PunaError, match=r"a pair has 15 tokens, dpo\.seq_len is 14; raise it"):
+        Preferences(pairs, None, make_recipe(dpo={"seq_len": 14}).dpo, tokenizer, 1)
+
+
+@torch.no_grad()
+def margins(folder: Path, pairs: Sequence[Pair], tokenizer: Tokenizer) -> torch.Tensor:
+    """Log-probability of chosen minus rejected, without the format's tokens, one dialogue at a time."""
+    model = load_hf(folder, dtype=torch.float32)
+    found = []
+    for pair in pairs:
+        sums = []
+        for end in (pair.chosen, pair.rejected):
+            log_probs = model(torch.tensor([pair.prompt + end]))[0].log_softmax(-1)
+            at = len(pair.prompt) - 1
+            sums.append(sum(log_probs[at + i, t] for i, t in enumerate(end) if t not in tokenizer.special.values()))
+        found.append(sums[0] - sums[1])
+    return torch.stack(found)
+
+
+def test_the_stage_makes_the_model_prefer_what_is_chosen(
+    tokenizer: Tokenizer, model_folder: Path, make_recipe: MakeRecipe, out: Path, log: Log
+):
+    pairs = some_pairs(tokenizer, 40)
+    lines = "".join(json.dumps(pair._asdict()) + "\n" for pair in pairs)
+    (out.parent / "work" / "pairs.jsonl").write_text(lines)  # sampled before the run was interrupted
+    knobs: dict[str, Any] = {"seq_len": 20, "batch_rows": 8, "epochs": 6, "peak_lr": 3e-3, "beta": 0.5}
+    recipe = make_recipe(dpo=knobs)
+    metrics = dpo.run(recipe, {"sft": model_folder, "synthesize": out}, out, log)
+
+    reference = np.load(out.parent / "work" / "reference.npy")
+    before, after = (margins(folder, pairs, tokenizer) for folder in (model_folder, out))
+    assert torch.from_numpy(reference[:, 0] - reference[:, 1]).allclose(before, rtol=1e-4, atol=1e-4)
+    assert (after > before + 3).all()
+    first = json.loads(log.path.read_text().splitlines()[0])["loss"]
+    # at the reference itself every margin is zero: log 2, plus 0.2 of the likelihood
+    batches = Preferences(pairs, reference, recipe.dpo, tokenizer, 0)
+    batch, model = batches.rows(range(8)), load_hf(model_folder, dtype=torch.float32)
+    hidden = model.hidden(batch.tokens, documents=batch.documents)
+    log_probs, _ = Preference(0.5, 0.2).sums(hidden, model.lm_head.weight, batch)
+    chosen = log_probs[(batch.documents == 0) & (batch.labels != IGNORE)]
+    assert first == pytest.approx(np.log(2) - 0.2 * chosen.mean().item(), rel=1e-4)
+    assert metrics["dpo.pairs"]["value"] == 40
+    assert (out / "pairs.jsonl").read_text() == lines
+
+
+def test_too_few_pairs_name_the_knobs(
+    tokenizer: Tokenizer, model_folder: Path, make_recipe: MakeRecipe, out: Path, log: Log
+):
+    pairs = some_pairs(tokenizer, 3)
+    (out.parent / "work" / "pairs.jsonl").write_text("".join(json.dumps(pair._asdict()) + "\n" for pair in pairs))
+    with pytest.raises(PunaError, match=r"only 3 preference pairs, fewer than dpo\.batch_rows = 8"):
+        dpo.run(make_recipe(dpo={"batch_rows": 8}), {"sft": model_folder, "synthesize": out}, out, log)
