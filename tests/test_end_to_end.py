@@ -64,10 +64,8 @@ precision = "fp32"
 held_out_bytes = 3000
 max_tokens = 4
 """
-NOUNS = (
-    "river bridge village winter garden stone teacher letter engine harbour forest kitchen window story road".split()
-)
-VERBS = "crossed painted remembered found carried opened described repaired followed watched".split()
+NOUNS = ["river", "bridge", "village", "winter", "garden", "stone", "teacher", "letter", "engine", "harbour", "forest"]
+VERBS = ["crossed", "painted", "remembered", "found", "carried", "opened", "described", "repaired", "followed"]
 TOPICS = ("the grassland", "a river in spring", "the history of bread", "how bridges are built", "the night sky")
 
 
