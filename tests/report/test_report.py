@@ -355,3 +355,10 @@ def test_ticks_are_few_and_on_the_axis(low: float, high: float, log: bool):
 )
 def test_short_numbers(value: float, text: str):
     assert figures.short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0123, "+1.2"), (-0.004, "−0.4"), (0.0, "0.0"), (-0.0001, "0.0"), (0.0004, "0.0")]
+)
+def test_differences_carry_their_sign(share: float, text: str):
+    assert sections.points(share) == text
