@@ -297,6 +297,15 @@ def test_mix_shows_what_was_trained_on_where_a_part_ran_out(whole: Run):
     assert sum(line["trained"] for line in lines.values()) == whole.recipe.pretrain.steps * 1024
 
 
+def test_a_recipe_that_the_shards_do_not_allow_has_a_page(tmp_path: Path):
+    run = make_run(tmp_path / "tiny")
+    changed = KNOBS | {"pretrain": KNOBS["pretrain"] | {"tokens": 10**9, "mix": {"general": 0.5, "poems": 0.5}}}
+    mix = sections.mix(Run(parse_recipe(changed, "test"), run.folder))
+    assert mix
+    assert [(line["part"], line["trained"]) for line in mix["lines"]] == [("general", 0)]
+    assert "pretrain is stale" in Reader(render(Run(parse_recipe(changed, "test"), run.folder))).text
+
+
 def test_samples_are_right_and_wrong_ones_of_each_model(whole: Run):
     tasks = sections.samples(whole)
     assert tasks
