@@ -54,6 +54,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, chunk_fn: Any) -> Tensor:
+        hidden, weight = hidden.detach(), weight.detach()  # torch.compile warns about tensors with a history
         total = torch.zeros((), device=hidden.device)
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.zeros(weight.shape, device=weight.device)

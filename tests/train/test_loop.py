@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from puna.errors import PunaError
 from puna.log import Log
-from puna.machine import peak_flops
+from puna.machine import can_compile, peak_flops
 from puna.model.llama import Llama, LlamaConfig
 from puna.recipe import Training
 from puna.train.batches import Batch, Batches
@@ -115,6 +116,20 @@ def test_bf16_learns_like_fp32(make_model: MakeModel, make_options: MakeOptions,
         assert next(model.parameters()).dtype == torch.float32
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=1e-2)
     assert losses["bf16"] != losses["fp32"]
+
+
+@pytest.mark.skipif(not can_compile("cpu"), reason="needs a C++ compiler with OpenMP and Python's headers")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_compiled_training_is_eager_training(
+    config: LlamaConfig, make_options: MakeOptions, random_rows: MakeRows, tmp_path: Path
+):
+    losses = {}
+    for choice in ("off", "on"):
+        model = Llama(replace(config, layers=1)).init_weights(torch.Generator().manual_seed(1))
+        log, loss = Log(tmp_path / choice, "test"), NextToken(compiled=choice == "on")
+        train(model, random_rows(12), loss, make_options(compile=choice), World(), tmp_path, log, "test")
+        losses[choice] = [loss for _, loss, _, _ in trajectory(log)]
+    assert losses["on"] == pytest.approx(losses["off"], rel=1e-5)
 
 
 def test_it_learns(make_model: MakeModel, make_options: MakeOptions, random_rows: MakeRows, log: Log, tmp_path: Path):

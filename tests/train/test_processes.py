@@ -86,7 +86,7 @@ pretrain.run(*pickle.load(open(sys.argv[1], "rb")))
 
 
 def test_killed_at_any_moment_it_makes_the_same_artifact(inputs: dict[str, Path], tmp_path: Path):
-    recipe = make_recipe(150, checkpoint_seconds=0.05)
+    recipe = make_recipe(100, checkpoint_seconds=0.05)
     straight, log = make_out(tmp_path / "straight")
     pretrain.run(recipe, inputs, straight, log)
 
