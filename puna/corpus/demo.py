@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,8 @@ def write(name):
 for name in sys.argv[1:]:
     write(name)
 """
+
+PAGE_NAME = re.compile(r"(.+)\.x?html?(\.[a-z]{2}(?:-[a-z]{2})?(?:\.[\w-]+)?)?")
 
 Record = dict[str, str]
 """What was fetched: `name`, `version` and `part` of a package, `licence` where its terms lie in the cache."""
@@ -207,16 +210,13 @@ def _unpack(deb: Path, name: str, part: str, folder: Path) -> None:
 
 
 def page_name(member: str) -> str | None:
-    """Where to write a file of an archive if it is a page: `index.html.fr.utf8` (Apache's way) is one."""
+    """Where to write a file of an archive if it is a page; `index.html.fr.utf8` (Apache's way) is one."""
     path = PurePosixPath(member)
-    if ".." in path.parts or not (PurePosixPath(path.name.lower()).suffixes):
+    found = PAGE_NAME.fullmatch(path.name.removesuffix(".gz"))
+    if not found or ".." in path.parts:
         return None
-    stem, dot, rest = path.name.partition(".htm")
-    if not dot or rest.removeprefix("l").count(".") > 2:
-        return None
-    suffix = "".join(f".{word}" for word in rest.removeprefix("l").split(".") if word not in ("", "gz"))
-    parents = [part for part in path.parts[:-1] if part not in (".", "/", "usr", "share", "doc")]
-    return "/".join([*parents, f"{stem}{suffix}.html.gz"])
+    parents = [part for part in path.parts[:-1] if part not in ("/", "usr", "share", "doc")]
+    return "/".join([*parents, f"{found[1]}{found[2] or ''}.html.gz"])
 
 
 def _write_page(path: Path, content: IO[bytes], mtime: float) -> None:

@@ -15,6 +15,7 @@ from resiliparse.parse.html import HTMLTree
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xfe\xff": "utf-16-be", b"\xff\xfe": "utf-16-le"}
 XML_ENCODING = re.compile(rb"""<\?xml[^>]*\sencoding\s*=\s*["']([\w.:-]+)""")
 XML_EMPTY = re.compile(r"<(script|style|title|textarea|iframe|a|div|span)\b([^<>]*)/>", re.IGNORECASE)
+SHALLOW_LISTS = "body > ul, body > * > ul, body > * > * > ul"
 MAX_DEPTH = 2000
 """Browsers stop at 512 open elements; the extractor takes the square of the depth of these two in time."""
 NESTING = re.compile(r"<(/?)(?:div|article)\b", re.IGNORECASE)
@@ -49,9 +50,14 @@ def decode(html: bytes, charset: str | None = None) -> str:
         if html.startswith(mark):
             return html[len(mark) :].decode(encoding, "replace")
     declared = XML_ENCODING.match(html)
-    encoding = charset or (declared[1].decode("ascii") if declared else None)
-    known = map_encoding_to_html5(encoding, fallback_utf8=False) if encoding else None
-    return bytes_to_str(html, known or detect_encoding(html, from_html_meta=True) or "utf-8")
+    name = charset or (declared[1].decode("ascii") if declared else None)
+    encoding = map_encoding_to_html5(name, fallback_utf8=False) if name else None
+    if encoding is None and b"charset" not in html[:1024].lower():
+        try:
+            return html.decode("utf-8")  # what is UTF-8 by chance is rare: better than to guess
+        except UnicodeDecodeError:
+            pass
+    return bytes_to_str(html, encoding or detect_encoding(html, from_html_meta=True) or "utf-8")
 
 
 def extract(html: str) -> Page:
@@ -62,6 +68,7 @@ def extract(html: str) -> Page:
         html = XML_EMPTY.sub(r"<\1\2></\1>", html)  # to HTML, <script/> is open
     tree = HTMLTree.parse(html)
     _keep_math(tree)
+    _keep_lists(tree)
     text = extract_plain_text(tree, main_content=True, alt_texts=True, list_bullets=False, skip_elements=BOILERPLATE)
     return Page(tidy(text), " ".join((tree.title or "").split()))
 
@@ -76,20 +83,31 @@ def tidy(text: str) -> str:
 
 def _keep_math(tree: HTMLTree) -> None:
     """Put TeX where the extractor would lose a formula or say it twice."""
-    document = tree.document
-    if document is None:
-        return
-    for script in document.query_selector_all('script[type^="math/tex"]'):
-        display = "display" in (script.getattr("type") or "")
-        _replace(tree, script, f"$${script.text}$$" if display else f"${script.text}$")
-    for math in document.query_selector_all("math"):
-        tex = math.query_selector('annotation[encoding="application/x-tex"]')
-        if tex is not None:
-            _replace(tree, math, f"${(tex.text or '').strip()}$")
+    for script in _all(tree, 'script[type^="math/tex"]'):
+        mark = "$$" if "display" in script.getattr("type") else "$"
+        _replace(script, tree.create_text_node(f"{mark}{script.text}{mark}"))
+    for math in _all(tree, "math"):
+        if tex := math.query_selector('annotation[encoding="application/x-tex"]'):
+            _replace(math, tree.create_text_node(f"${tex.text.strip()}$"))
 
 
-def _replace(tree: HTMLTree, node: Any, text: str) -> None:
-    node.parent.replace_child(tree.create_text_node(text), node)
+def _keep_lists(tree: HTMLTree) -> None:
+    """Save lists of text near the top of a page: the extractor takes every `ul` there for a menu, but no `ol`."""
+    for ul in _all(tree, SHALLOW_LISTS):
+        linked = sum(len("".join(link.text.split())) for link in ul.query_selector_all("a"))
+        if linked <= 0.5 * len("".join(ul.text.split())):
+            ol: Any = tree.create_element("ol")
+            for child in list(ul.child_nodes):
+                ol.append_child(child)
+            _replace(ul, ol)
+
+
+def _all(tree: HTMLTree, selector: str) -> list[Any]:
+    return list(tree.document.query_selector_all(selector)) if tree.document else []
+
+
+def _replace(node: Any, new: Any) -> None:
+    node.parent.replace_child(new, node)
 
 
 def _depth(html: str) -> int:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-NOUNS = "river mountain teacher library engine garden window letter captain market winter island bridge student".split()
-VERBS = "follows describes carries measures paints repairs visits remembers protects delivers answers watches".split()
-ENDS = "in the morning|with great care|for a long time|on the other side of it|as if it were new|by hand".split("|")
+NOUNS = ["river", "mountain", "teacher", "library", "engine", "garden", "window", "letter", "captain", "market"]
+VERBS = ["follows", "describes", "carries", "measures", "paints", "repairs", "visits", "remembers", "protects"]
+ENDS = ["in the morning", "with great care", "for a long time", "on the other side of it", "as if it were new"]
 
 
 def prose(seed: int, sentences: int = 12) -> str:

@@ -131,17 +131,20 @@ def test_a_folder_of_pages(site) -> None:
     found = [item for path in pages for item in read(path, root, 100_000)]
     assert [getattr(item, "reason", None) for item in found] == [None, None, "oversize", "truncated", None]
     first, second, *_, last = found
-    assert isinstance(first, RawPage) and isinstance(second, RawPage) and isinstance(last, RawPage)
+    assert isinstance(first, RawPage)
+    assert isinstance(second, RawPage)
+    assert isinstance(last, RawPage)
     assert (first.url, first.part, first.html) == ("file:a/math/x.htm", "math", HTML)
     assert (second.part, last.part, last.url) == (None, "code", "file:code/deep/y.xhtml")
-    assert first.date is not None and first.date.endswith("Z")
+    assert (first.date or "").endswith("Z")
 
 
 def test_a_single_file_is_a_source(site) -> None:
     path = site({"one.html": HTML}) / "one.html"
     assert find_files(path) == ([], [path])
     [found] = read(path, path, 100_000)
-    assert isinstance(found, RawPage) and found.origin == "one.html"
+    assert isinstance(found, RawPage)
+    assert found.origin == "one.html"
 
 
 def test_missing_and_empty_sources_say_what_to_do(tmp_path: Path) -> None:
