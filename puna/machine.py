@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,15 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         best = min(best, time.perf_counter() - start)
     torch.set_num_threads(threads)
     return 2 * size**3 / best
+
+
+def describe_machine() -> str:
+    """This machine in a few words, for a person."""
+    processor = platform.machine()
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.exists() and (found := re.search(r"^model name\s*:\s*(.+)$", cpu_info.read_text(), re.MULTILINE)):
+        processor = re.sub(r"\((R|TM)\)| CPU| Processor|@.*", "", found[1]).strip()
+    return f"{processor}, {physical_cores()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 def physical_cores() -> int:

@@ -194,6 +194,8 @@ class Run:
 
     @contextmanager
     def _timed(self, stage: Stage) -> Iterator[None]:
+        from puna.machine import describe_machine  # here, for it imports torch, which `puna status` can do without
+
         start = time.time()
         peak = _PeakMemory()
         whole = False
@@ -207,6 +209,7 @@ class Run:
                 "started": start,
                 "seconds": time.time() - start,
                 "peak_gb": peak.stop() / 1e9,
+                "machine": describe_machine(),
             }
             with (self.folder / "log" / "stages.jsonl").open("a") as handle:
                 handle.write(json.dumps(line) + "\n")
@@ -231,7 +234,7 @@ class Run:
         return metrics
 
     def timings(self) -> list[dict[str, Any]]:
-        """For each stage its last making: minutes over all its restarts, and peak memory of all its processes."""
+        """For each stage its last making: minutes over all its restarts, peak memory of all its processes, machine."""
         path = self.folder / "log" / "stages.jsonl"
         latest: dict[str, dict[str, Any]] = {}
         for text in path.read_text().splitlines() if path.exists() else []:
@@ -242,6 +245,7 @@ class Run:
             latest[line["stage"]] = {
                 "stage": line["stage"],
                 "whole": line["whole"],
+                "machine": line.get("machine", "unknown"),
                 "minutes": before["minutes"] + line["seconds"] / 60,
                 "peak_gb": max(before["peak_gb"], line["peak_gb"]),
             }

@@ -5,18 +5,15 @@ text by others: the template escapes it, and what a page must not hold is made v
 """
 
 import json
-import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import psutil
 from markupsafe import Markup
 
 from puna.errors import PunaError
-from puna.machine import physical_cores
 from puna.recipe import Recipe
 from puna.report import figures, sections
 from puna.run import STAGES, Run, write_text
@@ -53,7 +50,7 @@ def render(run: Run) -> str:
         metrics=metrics,
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         mark=figures.mark,
-        machine=machine(),
+        machine=", ".join(dict.fromkeys(line["machine"] for line in run.timings())),
         lineage=lineage(run),
         source=source(run),
         changes=list(changes(run.recipe)),
@@ -77,15 +74,6 @@ def shown(text: str | None, limit: int = 600) -> str:
 def knob(value: Any) -> str:
     """The value of a knob; what is not set has none."""
     return "–" if value is None else f"{value:,}" if type(value) is int else str(value)
-
-
-def machine() -> str:
-    """The machine we are on, in a few words."""
-    processor = platform.machine()
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.exists() and (found := re.search(r"^model name\s*:\s*(.+)$", cpu_info.read_text(), re.MULTILINE)):
-        processor = re.sub(r"\((R|TM)\)| CPU| Processor|@.*", "", found[1]).strip()
-    return f"{processor}, {physical_cores()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 # -- what was run, and from what ---------------------------------------------------------------------------------------

@@ -165,7 +165,13 @@ def make_run(folder: Path, stages: int = len(STAGES)) -> Run:
         fingerprint = run.fingerprint(stage)
         metrics = FILL.get(stage.name, fill_other)(out)
         write_manifest(out, {"stage": stage.name, "fingerprint": fingerprint, "metrics": metrics})
-        timing = {"stage": stage.name, "whole": True, "seconds": 20.0 + 40 * number, "peak_gb": 1.5}
+        timing = {
+            "stage": stage.name,
+            "whole": True,
+            "seconds": 20.0 + 40 * number,
+            "peak_gb": 1.5,
+            "machine": "a test",
+        }
         lines.append(json.dumps(timing) + "\n")
     (folder / "log" / "stages.jsonl").write_text("".join(lines))
     logs = {"pretrain": (500, 8.3, 3.2), "sft": (180, 4.0, 0.05), "dpo": (60, 0.7, 0.4)}
