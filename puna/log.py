@@ -70,7 +70,9 @@ class Log:
         if self.path.exists():
             lines = self.path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            self.path.write_text("".join(kept))
+            aside = self.path.with_suffix(".aside")
+            aside.write_text("".join(kept))
+            aside.replace(self.path)
 
     def last(self, name: str, steps: int) -> float:
         """The mean of a figure over the last few steps."""

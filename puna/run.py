@@ -71,6 +71,10 @@ STAGES = (
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 
+OPERATIONAL = ("checkpoint_seconds", "keep_checkpoints", "workers")
+"""Knobs that cannot change a result: they are no reason to make anything again."""
+
+
 def figure(value: float, unit: str = "", low: float | None = None, high: float | None = None, n: int | None = None):
     """One figure of summary.json: a value, its unit, its 95% interval and the number of cases behind it."""
     return {"value": value, "low": low, "high": high, "n": n, "unit": unit}
@@ -258,7 +262,12 @@ class Run:
 
     @cached_property
     def _knobs(self) -> dict[str, Any]:
-        return self.recipe.model_dump(mode="json")
+        """What can change a result, by section: how often a checkpoint is written, say, cannot."""
+        knobs = self.recipe.model_dump(mode="json")
+        for section in knobs.values():
+            for name in OPERATIONAL if isinstance(section, dict) else ():
+                section.pop(name, None)
+        return knobs
 
     def _causes(self, stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:
         knobs = {key: reduce(lambda table, part: table[part], key.split("."), self._knobs) for key in stage.knobs}
