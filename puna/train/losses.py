@@ -28,24 +28,26 @@ class Loss(Protocol):
         ...
 
 
-def softmax_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each label [n] and the gradient of its negative by the logits [n, vocab], in fp32.
+def softmax_gradient(logits: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each label [n], and `scale` ([n] or scalar) times the gradient of its negative by the
+    logits [n, vocab], in fp32.
 
-    Tokens labelled IGNORE have log-probability zero and no gradient.
+    Tokens labelled IGNORE have log-probability zero and no gradient. In place where it can be: without
+    torch.compile, every operation on [n, vocab] is a pass through memory.
     """
     kept = labels != IGNORE
     index = torch.where(kept, labels, 0)[:, None]
-    log_probs = logits - logits.logsumexp(-1, keepdim=True)
+    log_probs = logits.log_softmax(-1)
     picked = log_probs.gather(1, index)[:, 0]
     gradient = log_probs.exp()
-    gradient = gradient - torch.zeros_like(gradient).scatter(1, index, 1.0)
-    return torch.where(kept, picked, 0.0), gradient * kept[:, None]
+    gradient = gradient.sub_(torch.zeros_like(gradient).scatter_(1, index, 1.0)).mul_((kept * scale)[:, None])
+    return torch.where(kept, picked, 0.0), gradient
 
 
 def loss_chunk(hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Summed cross-entropy of a chunk times `scale`, with its gradients by hidden and by weight (fp32)."""
-    log_probs, gradient = softmax_gradient((hidden @ weight.t()).float(), labels)
-    gradient = (gradient * scale).to(hidden.dtype)
+    log_probs, gradient = softmax_gradient((hidden @ weight.t()).float(), labels, scale)
+    gradient = gradient.to(hidden.dtype)
     return -log_probs.sum() * scale, gradient @ weight, (gradient.t() @ hidden).float()
 
 
@@ -97,7 +99,10 @@ class _TokenLogProbs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight, labels)
         chunks = zip(hidden.split(CHUNK), labels.split(CHUNK))
-        return torch.cat([softmax_gradient((h @ weight.t()).float(), y)[0] for h, y in chunks])
+        losses = [
+            F.cross_entropy((h @ weight.t()).float(), y, reduction="none", ignore_index=IGNORE) for h, y in chunks
+        ]
+        return -torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -106,8 +111,8 @@ class _TokenLogProbs(torch.autograd.Function):
         weight_grad = torch.zeros(weight.shape, device=weight.device)
         for i in range(0, len(hidden), CHUNK):
             part = slice(i, i + CHUNK)
-            _, gradient = softmax_gradient((hidden[part] @ weight.t()).float(), labels[part])
-            gradient = (-grads[0][part, None] * gradient).to(hidden.dtype)
+            _, gradient = softmax_gradient((hidden[part] @ weight.t()).float(), labels[part], -grads[0][part])
+            gradient = gradient.to(hidden.dtype)
             hidden_grad[part] = gradient @ weight
             weight_grad += (gradient.t() @ hidden[part]).float()
         return hidden_grad, weight_grad, None
