@@ -53,50 +53,44 @@ COMPARISONS = [
     ("both fp32 compiled", "puna, fp32 compiled", "nanochat, defaults", 1.0),
     ("both bf16 compiled", "puna, bf16 compiled", "nanochat, bf16", 1.0),
 ]
+RECIPE = Path(__file__).parents[1] / "recipes" / "tiny.toml"
 WARM_UP_STEPS = 20
 SETTLE_SECONDS = 1.0
 ENDLESS = 100_000_000
 DOCUMENT_TOKENS = 100
 
 
-class Clock:
-    """Notes when each step begins, where the parent process reads it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def step(self) -> None:
-        with self.path.open("ab") as handle:
-            handle.write(np.float64(time.monotonic()).tobytes())
+def note_step(path: Path) -> None:
+    """Write down that a step begins now, where the parent process reads it."""
+    with path.open("ab") as handle:
+        handle.write(np.float64(time.monotonic()).tobytes())
 
 
 def knobs() -> Pretrain:
     """The tiny recipe's batch; no checkpoints, since the others write none either."""
-    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "tiny.toml")
-    return recipe.pretrain.model_copy(update={"checkpoint_seconds": 1e9})
+    return load_recipe(RECIPE).pretrain.model_copy(update={"checkpoint_seconds": 1e9})
 
 
 def model_config(preset: str) -> LlamaConfig:
-    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "tiny.toml")
-    return replace(PRESETS[preset], vocab_size=recipe.tokenizer.vocab_size)
+    return replace(PRESETS[preset], vocab_size=load_recipe(RECIPE).tokenizer.vocab_size)
 
 
 class MemoryRows:
     """Rows in memory, of documents of random length, without end."""
 
-    def __init__(self, config: LlamaConfig, options: Pretrain, clock: Clock | None = None) -> None:
+    def __init__(self, config: LlamaConfig, options: Pretrain, steps: Path | None = None) -> None:
         random = np.random.default_rng(0)
         shape = (1024, options.seq_len + 1)
         self.tokens = torch.from_numpy(random.integers(0, config.vocab_size, shape))
         self.documents = torch.from_numpy((random.random(shape) < 1 / DOCUMENT_TOKENS).cumsum(1))[:, :-1]
-        self.batch_rows, self.clock = options.batch_rows, clock
+        self.batch_rows, self.steps = options.batch_rows, steps
 
     def __len__(self) -> int:
         return ENDLESS * self.batch_rows
 
     def rows(self, numbers: Any) -> Batch:
-        if self.clock and numbers[0] % self.batch_rows == 0:
-            self.clock.step()
+        if self.steps and numbers[0] % self.batch_rows == 0:
+            note_step(self.steps)
         picked = torch.tensor(numbers) % len(self.tokens)
         rows = self.tokens[picked]
         return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), self.documents[picked])
@@ -109,7 +103,7 @@ def run_puna(config: LlamaConfig, settings: dict[str, Any], folder: Path, path: 
 
 def _train_puna(world: World, config: LlamaConfig, options: Pretrain, folder: Path, path: Path) -> None:
     model = Llama(config).init_weights(torch.Generator().manual_seed(0))
-    rows = MemoryRows(config, options, Clock(path) if world.rank == 0 else None)
+    rows = MemoryRows(config, options, path if world.rank == 0 else None)
     loss = NextToken(compiled=use_compile(options, world.device))
     train(model, rows, loss, options, world, folder / "work", Log(folder, "training"), "benchmark")
 
@@ -118,7 +112,7 @@ def run_trainer(config: LlamaConfig, settings: dict[str, Any], folder: Path, pat
     """transformers' own model with our weights, and its loop as it is."""
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    options, clock = knobs(), Clock(path)
+    options = knobs()
     ours = Llama(config).init_weights(torch.Generator().manual_seed(0))
     save_hf(ours, config, folder / "model", dtype=torch.float32, bos_id=0, eos_ids=[1], pad_id=2)
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
@@ -126,7 +120,7 @@ def run_trainer(config: LlamaConfig, settings: dict[str, Any], folder: Path, pat
 
     class Steps(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            clock.step()
+            note_step(path)
 
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
@@ -144,16 +138,18 @@ def run_trainer(config: LlamaConfig, settings: dict[str, Any], folder: Path, pat
 
 
 def run_nanochat(config: LlamaConfig, settings: dict[str, Any], folder: Path, path: Path) -> None:
-    """The step of its scripts/base_train.py on a CPU: compiled model, Muon and AdamW, no collector of garbage."""
+    """The step of its scripts/base_train.py on a CPU, compiled, on its nearest model: our width, depth, heads and
+    vocabulary; its MLP is 4x wide, of two matrices for our three."""
     import gc
 
     os.environ |= settings
     sys.path.insert(0, os.environ["NANOCHAT"])
-    from nanochat.gpt import GPT  # pyright: ignore[reportMissingImports]
+    from nanochat.gpt import GPT, GPTConfig  # pyright: ignore[reportMissingImports]
 
-    options, clock = knobs(), Clock(path)
+    options = knobs()
     torch.manual_seed(0)
-    plain = GPT(nanochat_config(config, options))
+    sizes = {"n_layer": config.layers, "n_head": config.heads, "n_kv_head": config.kv_heads, "n_embd": config.dim}
+    plain = GPT(GPTConfig(options.seq_len, config.vocab_size, window_pattern="L", **sizes))
     plain.init_weights()
     optimizer = plain.setup_optimizer()
     model = torch.compile(plain, dynamic=False)
@@ -161,7 +157,7 @@ def run_nanochat(config: LlamaConfig, settings: dict[str, Any], folder: Path, pa
     describe(folder, plain.estimate_flops(), sum(p.numel() for p in plain.parameters()))
     gc.disable()
     for step in range(ENDLESS):
-        clock.step()
+        note_step(path)
         batch = rows.rows(range(step * options.batch_rows, (step + 1) * options.batch_rows))
         loss = model(batch.tokens, batch.labels)
         loss.backward()
@@ -170,21 +166,6 @@ def run_nanochat(config: LlamaConfig, settings: dict[str, Any], folder: Path, pa
         optimizer.step()
         plain.zero_grad(set_to_none=True)
         loss.item()
-
-
-def nanochat_config(config: LlamaConfig, options: Pretrain) -> Any:
-    """Its nearest model: our width, depth, heads and vocabulary; its MLP is 4x wide, of two matrices for our three."""
-    from nanochat.gpt import GPTConfig  # pyright: ignore[reportMissingImports]
-
-    return GPTConfig(
-        sequence_len=options.seq_len,
-        vocab_size=config.vocab_size,
-        n_layer=config.layers,
-        n_head=config.heads,
-        n_kv_head=config.kv_heads,
-        n_embd=config.dim,
-        window_pattern="L",
-    )
 
 
 def describe(folder: Path, flops: int, parameters: int) -> None:
@@ -270,6 +251,7 @@ def compete(preset: str, seconds: float, rounds: int, names: list[str]) -> None:
     print(
         f"{physical_cores()} cores, {versions}; preset {preset}, {options.batch_rows} rows of {options.seq_len} a step"
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that `finally` ends what is stopped
     contestants: dict[str, Contestant] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
