@@ -212,12 +212,12 @@ class Contestant:
         time.sleep(SETTLE_SECONDS)
         start, cpu, done = time.monotonic(), self.cpu_seconds(), len(self.steps())
         time.sleep(seconds)
+        while len(self.steps()) < done + 3:  # on a busy machine threads that wait for each other can take seconds
+            time.sleep(0.1)
         used, tokens = self.cpu_seconds() - cpu, (len(self.steps()) - done) * self.batch_tokens
         self.signal(signal.SIGSTOP)
         began = self.steps()
         began = began[began >= start]
-        if len(began) < 3:
-            raise SystemExit(f"{self.name} made {len(began)} steps in {seconds} seconds; raise --seconds")
         self.speeds.append((len(began) - 1) * self.batch_tokens / (began[-1] - began[0]))
         self.per_cpu_second.append(tokens / used)
 
