@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from puna.corpus import dedup, demo
-from puna.corpus.judge import Shard, load_shard, make_shards, process_shard
+from puna.corpus.judge import Shard, die_with_parent, load_shard, make_shards, process_shard
 from puna.corpus.language import check_languages
 from puna.corpus.read import PARTS, find_files
 from puna.corpus.shingles import hash_words
@@ -101,7 +101,7 @@ def _process(shards: list[Shard], workers: int, log: Log) -> None:
                 bar.advance()
             return
         # spawned, not forked: the parent may have threads. Nothing that is imported for a shard loads torch.
-        with ProcessPoolExecutor(min(workers, len(owed)), get_context("spawn")) as pool:
+        with ProcessPoolExecutor(min(workers, len(owed)), get_context("spawn"), die_with_parent) as pool:
             try:
                 for future in as_completed([pool.submit(process_shard, shard) for shard in owed]):
                     future.result()

@@ -24,6 +24,7 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -88,7 +89,7 @@ for name in sys.argv[1:]:
 PAGE_NAME = re.compile(r"(.+)\.x?html?(\.[a-z]{2}(?:-[a-z]{2})?(?:\.[\w-]+)?)?")
 
 Record = dict[str, str]
-"""What was fetched: `name`, `version` and `part` of a package, `licence` where its terms lie in the cache."""
+"""What was fetched: `name` and `version` of a package, the `part` it serves, its `licence` or the file of it."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _fetch_into(folder: Path, cache: Path, log: Log) -> None:
         try:
             packages = source()
             break
-        except (PunaError, OSError, subprocess.SubprocessError, tarfile.TarError) as error:
+        except (PunaError, OSError, EOFError, subprocess.SubprocessError, tarfile.TarError) as error:
             reasons.append(f"{kind}: {error}")
             log.message(f"no {kind}: {error}")
             shutil.rmtree(folder / "pages", ignore_errors=True)
@@ -221,10 +222,8 @@ def page_name(member: str) -> str | None:
 
 def _write_page(path: Path, content: IO[bytes], mtime: float) -> None:
     data = content.read()
-    if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(data, 3, mtime=0))
+    path.write_bytes(data if data[:2] == b"\x1f\x8b" else gzip.compress(data, 3, mtime=0))
     os.utime(path, (mtime, mtime))  # the date of the text
 
 
@@ -235,11 +234,12 @@ def python_archive(folder: Path, log: Log) -> list[Record]:
     """Python's documentation in English, and in other languages where they can be had."""
     records = []
     for language in PYTHON_LANGUAGES:
+        name = f"python-docs-{language.strip('/') or 'en'}"
         url = PYTHON_ARCHIVE.format(language=language, version=PYTHON_VERSION)
         try:
             with urllib.request.urlopen(url, timeout=SECONDS) as response:
                 data = response.read()
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             if not records:  # no English, no use
                 raise PunaError(f"{url}: {error}") from error
             log.message(f"{url}: {error}; going on without it")
@@ -247,16 +247,11 @@ def python_archive(folder: Path, log: Log) -> list[Record]:
         with tarfile.open(fileobj=BytesIO(data), mode="r:bz2") as archive:
             for member in archive:
                 content = archive.extractfile(member) if member.isfile() else None
-                if content and (name := page_name(member.name)):
-                    part = "multilingual" if language else python_part(name)
-                    target = folder / "pages" / part / f"python-docs-{language.strip('/') or 'en'}" / name
-                    _write_page(target, content, member.mtime)
-        record = {
-            "name": "python documentation",
-            "version": PYTHON_VERSION,
-            "part": language.strip("/") or "en",
-        }
-        records.append(record | {"licence": "PSF-2.0"})
+                if content and (page := page_name(member.name)):
+                    part = "multilingual" if language else python_part(page)
+                    _write_page(folder / "pages" / part / name / page, content, member.mtime)
+        part = "multilingual" if language else "code"
+        records.append({"name": name, "version": PYTHON_VERSION, "part": part, "licence": "PSF-2.0"})
     return records
 
 

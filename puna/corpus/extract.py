@@ -16,6 +16,8 @@ BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xfe\xff": "utf-16-be", b"\xff\x
 XML_ENCODING = re.compile(rb"""<\?xml[^>]*\sencoding\s*=\s*["']([\w.:-]+)""")
 XML_EMPTY = re.compile(r"<(script|style|title|textarea|iframe|a|div|span)\b([^<>]*)/>", re.IGNORECASE)
 SHALLOW_LISTS = "body > ul, body > * > ul, body > * > * > ul"
+TEXT_PER_LINK = 40
+"""A list with fewer characters for each of its links is a menu."""
 MAX_DEPTH = 2000
 """Browsers stop at 512 open elements; the extractor takes the square of the depth of these two in time."""
 NESTING = re.compile(r"<(/?)(?:div|article)\b", re.IGNORECASE)
@@ -61,7 +63,7 @@ def decode(html: bytes, charset: str | None = None) -> str:
 
 
 def extract(html: str) -> Page:
-    """Title and main text. Raises UnusablePageError for a page that no browser would show either."""
+    """Title and main text. Raises UnusablePageError for a page of endless depth."""
     if _depth(html) > MAX_DEPTH:
         raise UnusablePageError(f"more than {MAX_DEPTH:,} elements in each other")
     if html.lstrip()[:5] == "<?xml":
@@ -94,8 +96,7 @@ def _keep_math(tree: HTMLTree) -> None:
 def _keep_lists(tree: HTMLTree) -> None:
     """Save lists of text near the top of a page: the extractor takes every `ul` there for a menu, but no `ol`."""
     for ul in _all(tree, SHALLOW_LISTS):
-        linked = sum(len("".join(link.text.split())) for link in ul.query_selector_all("a"))
-        if linked <= 0.5 * len("".join(ul.text.split())):
+        if len(ul.text) >= TEXT_PER_LINK * ul.inner_html.count("<a "):
             ol: Any = tree.create_element("ol")
             for child in list(ul.child_nodes):
                 ol.append_child(child)

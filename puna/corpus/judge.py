@@ -4,7 +4,10 @@ A shard is some files; its verdicts go to one Arrow file, written aside and rena
 on another page, on the number of processes or on time, so a shard that is there need not be done again.
 """
 
+import os
+import threading
 from dataclasses import dataclass, fields
+from multiprocessing import parent_process
 from pathlib import Path
 
 import pyarrow as pa
@@ -109,6 +112,17 @@ def process_shard(shard: Shard) -> None:
     with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(pa.table(columns, schema=SCHEMA))
     aside.rename(shard.target)
+
+
+def die_with_parent() -> None:
+    """For the processes of a pool, which would otherwise wait for work for ever when their parent is killed."""
+    if parent := parent_process():
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def load_shard(shard: Shard) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Which language a text is in (section 3.1.1: fastText over 176 languages; here py3langid, which knows 97)."""
+"""Which language a text is in (section 3.1.1: fastText over 176 languages; here py3langid, which knows 140)."""
 
 from functools import cache
 
