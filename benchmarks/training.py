@@ -212,7 +212,7 @@ class Contestant:
         time.sleep(SETTLE_SECONDS)
         start, cpu, done = time.monotonic(), self.cpu_seconds(), len(self.steps())
         time.sleep(seconds)
-        while len(self.steps()) < done + 3:  # on a busy machine threads that wait for each other can take seconds
+        while self.process.poll() is None and len(self.steps()) < done + 3:  # threads can wait long for a busy core
             time.sleep(0.1)
         used, tokens = self.cpu_seconds() - cpu, (len(self.steps()) - done) * self.batch_tokens
         self.signal(signal.SIGSTOP)
