@@ -8,6 +8,7 @@ import ast
 import importlib.util
 import inspect
 import operator
+import re
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,12 @@ def _evaluate(node: ast.expr) -> Fraction:
         case ast.BinOp() if type(node.op) in _OPERATORS:
             return _OPERATORS[type(node.op)](_evaluate(node.left), _evaluate(node.right))
     raise ValueError(f"cannot work out {ast.unparse(node)!r}: only numbers, + - * / and brackets")
+
+
+def last_number(text: str) -> str | None:
+    """The last number in a text, as it is written there."""
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", text)
+    return numbers[-1] if numbers else None
 
 
 def _number(value: Fraction) -> str:

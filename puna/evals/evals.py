@@ -4,7 +4,7 @@ Each of base, SFT and DPO model gets the same questions, so a change from one to
 """
 
 import json
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,17 @@ from puna.errors import PunaError
 from puna.evals.compression import Bigram, model_bits, training_tokens, xz_bits
 from puna.evals.score import change, proportion, ratio
 from puna.infer.engine import Engine, Sampling
+from puna.infer.pool import run_jobs
 from puna.log import Log
 from puna.recipe import Evals, Recipe
 from puna.run import figure
 from puna.text.chat import Chat, Message, parse, render
 from puna.text.tokenizer import Tokenizer
-from puna.tools import CALCULATOR, run_call
+from puna.tools import CALCULATOR, last_number, run_call
 
 MODELS = ("pretrain", "sft", "dpo")
+Answered = tuple[str, np.ndarray, list[dict[str, Any]]]
+"""A task, whether each answer is right, and the replies."""
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
@@ -31,11 +34,14 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
         questions = [json.loads(line) for line in lines]
     metrics = {}
     right: dict[tuple[str, str], np.ndarray] = {}
+    tasks = dict.fromkeys(question["task"] for question in questions)
+    of_task = [[question for question in questions if question["task"] == task] for task in tasks]
+    jobs = [(inputs[name], asked, recipe.evals, recipe.seed) for name in MODELS for asked in of_task]
+    results = run_jobs(answer_task, jobs, log, "questions")
     with (out / "samples.jsonl").open("w", encoding="utf-8") as samples:
-        for name in MODELS:
-            engine = Engine.load(inputs[name])
-            log.message(f"questions to the {name} model")
-            for task, marks, replies in answer_all(engine, questions, recipe.evals, recipe.seed):
+        for place, answered in enumerate(results):
+            name = MODELS[place // len(of_task)]
+            for task, marks, replies in answered:
                 right[name, task] = marks
                 metrics[f"{task}.{name}"] = proportion(marks)
                 for reply in replies:
@@ -46,28 +52,24 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     return metrics | bits_per_byte(recipe, inputs, log)
 
 
-def answer_all(engine: Engine, questions: list[dict[str, Any]], knobs: Evals, seed: int):
-    """(task, right or wrong of each question, replies) for every task that the questions belong to."""
-    by_task: dict[str, list[dict[str, Any]]] = {}
-    for question in questions:
-        by_task.setdefault(question["task"], []).append(question)
-    for task, asked in by_task.items():
-        if task == "tools.single":
-            greedy, sampled = (
-                Sampling(knobs.max_tokens),
-                Sampling(knobs.max_tokens, temperature=1.0, seed=seed),
-            )
-            yield (f"{task}.on", *solve(engine, asked, greedy, knobs, tool=True))
-            yield (f"{task}.sampled", *solve(engine, asked, sampled, knobs, tool=True))
-            yield (f"{task}.off", *solve(engine, asked, greedy, knobs, tool=False))
-        elif "choices" in asked[0]:
-            yield (task, *choose_reply(engine, asked))
-        else:
-            replies = generate(engine, [chat_of(q["question"]) for q in asked], Sampling(knobs.max_tokens), knobs)
-            marks = np.array(
-                [parse(r, engine.tokenizer).content.strip() == q["answer"] for r, q in zip(replies, asked)]
-            )
-            yield task, marks, tell(engine, asked, replies, marks)
+def answer_task(model: Path, asked: list[dict[str, Any]], knobs: Evals, seed: int) -> list[Answered]:
+    """A model's answers to the questions of one task."""
+    return list(answer(Engine.load(model), asked, knobs, seed))
+
+
+def answer(engine: Engine, asked: list[dict[str, Any]], knobs: Evals, seed: int) -> Iterator[Answered]:
+    task, greedy = asked[0]["task"], Sampling(knobs.max_tokens)
+    if task == "tools.single":
+        sampled = Sampling(knobs.max_tokens, temperature=1.0, seed=seed)
+        yield (f"{task}.on", *solve(engine, asked, greedy, knobs, tool=True))
+        yield (f"{task}.sampled", *solve(engine, asked, sampled, knobs, tool=True))
+        yield (f"{task}.off", *solve(engine, asked, greedy, knobs, tool=False))
+    elif "choices" in asked[0]:
+        yield (task, *choose_reply(engine, asked))
+    else:
+        replies = generate(engine, [chat_of(q["question"]) for q in asked], greedy, knobs)
+        marks = [parse(r, engine.tokenizer).content.strip() == q["answer"] for r, q in zip(replies, asked)]
+        yield task, np.array(marks), tell(engine, asked, replies, np.array(marks))
 
 
 def solve(engine: Engine, problems: list[dict[str, Any]], sampling: Sampling, knobs: Evals, tool: bool):
@@ -130,11 +132,6 @@ def tell(engine: Engine, asked: list[dict[str, Any]], replies: list[list[int]], 
     return [{"question": q["question"], "reply": t, "right": bool(m)} for q, t, m in zip(asked, texts, marks)]
 
 
-def last_number(text: str) -> str | None:
-    numbers = re.findall(r"-?\d+(?:\.\d+)?", text)
-    return numbers[-1] if numbers else None
-
-
 def bits_per_byte(recipe: Recipe, inputs: dict[str, Path], log: Log) -> dict[str, Any]:
     """Bits per byte of held-out text: the models', a bigram model's and xz's."""
     texts = held_out_texts(inputs["corpus"] / "held_out.parquet", recipe.pretrain.mix, recipe.evals.held_out_bytes)
@@ -145,18 +142,25 @@ def bits_per_byte(recipe: Recipe, inputs: dict[str, Path], log: Log) -> dict[str
     documents = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch([text.decode() for text in texts])]
     metrics = {"eval.held_out": figure(float(sizes.sum()), "bytes", n=len(texts))}
     seed, unit = recipe.seed, "bits/byte"
-    for name in MODELS:
-        log.message(f"held-out text to the {name} model")
-        bits = model_bits(Engine.load(inputs[name]), documents, recipe.pretrain.seq_len)
+    parts = np.array_split(np.arange(len(documents)), 4)
+    jobs = [(inputs[m], [documents[i] for i in part], recipe.pretrain.seq_len) for m in MODELS for part in parts]
+    results = run_jobs(read_text, jobs, log, "held-out text")
+    for place, name in enumerate(MODELS):
+        bits = np.concatenate(results[place * len(parts) : (place + 1) * len(parts)])
         metrics[f"eval.bits_per_byte.{name}"] = ratio(bits, sizes, unit, seed)
     metrics["eval.bits_per_byte"] = metrics["eval.bits_per_byte.pretrain"]
     shards = json.loads((inputs["shards"] / "shards.json").read_text())
-    parts = [part for part, share in recipe.pretrain.mix.items() if share > 0]
-    tokens = training_tokens(inputs["shards"], parts, shards["dtype"])
+    trained = [part for part, share in recipe.pretrain.mix.items() if share > 0]
+    tokens = training_tokens(inputs["shards"], trained, shards["dtype"])
     bigram = Bigram(tokens, tokenizer.vocab_size).best_bits(documents)
     metrics["eval.bits_per_byte.bigram"] = ratio(bigram, sizes, unit, seed)
     metrics["eval.bits_per_byte.xz"] = figure(round(xz_bits(texts) / sizes.sum(), 4), unit, n=len(texts))
     return metrics
+
+
+def read_text(model: Path, documents: list[list[int]], window: int) -> np.ndarray:
+    """Bits of each document under a model, [documents]."""
+    return model_bits(Engine.load(model), documents, window) if documents else np.zeros(0)
 
 
 def held_out_texts(path: Path, mix: dict[str, float], limit: int) -> list[bytes]:

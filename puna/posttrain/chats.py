@@ -1,14 +1,13 @@
 """Chats from JSONL to tokens."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from puna.errors import PunaError
 from puna.text.chat import Chat, Message, Rendered, render
 from puna.text.tokenizer import Tokenizer
-from puna.tools import Tool
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -27,12 +26,6 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def to_chat(line: dict[str, Any]) -> Chat:
     """A chat in OpenAI's form: messages, and the tools they may use."""
     return Chat([Message.from_dict(message) for message in line["messages"]], tools=line.get("tools"))
-
-
-def prompt(question: str, tools: Sequence[Tool], tokenizer: Tokenizer) -> list[int]:
-    """A question as tokens, up to where the answer starts."""
-    chat = Chat([Message("user", question)], tools=[tool.schema for tool in tools] or None)
-    return render(chat, tokenizer, generation_prompt=True).ids
 
 
 def read_chats(path: Path, tokenizer: Tokenizer) -> list[Rendered]:

@@ -1,8 +1,8 @@
 """Direct preference optimization on the model's own calls, labelled by executing them (section 4.1.4).
 
 For each problem the SFT model answers several times; a call whose result is right is preferred to one whose result is
-wrong. The loss is DPO's with beta 0.1 on all but the format's special tokens, as the paper masks header and
-termination tokens, plus 0.2 of the likelihood of the preferred response.
+wrong, and a reply that tells the result to one that does not. The loss is DPO's with beta 0.1 on all but the format's
+special tokens, as the paper masks header and termination tokens, plus 0.2 of the likelihood of the chosen response.
 """
 
 import json
@@ -15,19 +15,23 @@ import torch
 
 from puna.errors import PunaError
 from puna.infer.engine import Engine, Sampling
+from puna.infer.pool import run_jobs
 from puna.log import Log
 from puna.model.weights import load_hf
-from puna.posttrain.chats import prompt, read_jsonl
+from puna.posttrain.chats import read_jsonl
 from puna.recipe import Dpo, Recipe
 from puna.run import figure, work_folder, write_text
-from puna.text.chat import parse
+from puna.text.chat import Chat, Message, parse, render
 from puna.text.tokenizer import Tokenizer
-from puna.tools import CALCULATOR, run_call
+from puna.tools import CALCULATOR, last_number, run_call
 from puna.train.batches import IGNORE, Batch, lay_out, rng
 from puna.train.launch import World, count_processes, launch
 from puna.train.loop import train
 from puna.train.losses import Preference
 from puna.train.save import save_model
+
+JOB = 128
+"""Problems that are sampled together."""
 
 
 class Pair(NamedTuple):
@@ -59,35 +63,63 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
 
 
 def sample_pairs(recipe: Recipe, inputs: dict[str, Path], log: Log) -> list[Pair]:
-    """Right and wrong first calls of the same problem, from `samples` draws each."""
-    knobs = recipe.dpo
-    engine = Engine.load(inputs["sft"])
+    """Right and wrong messages after the same prompt, from `samples` draws for each problem."""
     problems = list(read_jsonl(inputs["synthesize"] / "preference.jsonl"))
-    sampling = Sampling(knobs.max_tokens, knobs.temperature, seed=recipe.seed)
-    pairs: list[Pair] = []
-    right = 0
-    with log.progress("sampling calls", len(problems)) as bar:
-        for at in range(0, len(problems), 64):
-            some = problems[at : at + 64]
-            prompts = [prompt(problem["question"], [CALCULATOR], engine.tokenizer) for problem in some]
-            drawn = engine.generate(prompts, sampling, knobs.samples, first=at * knobs.samples)
-            for problem, ids, responses in zip(some, prompts, drawn):
-                works = {True: [], False: []}
-                for response in dict.fromkeys(map(tuple, responses)):
-                    works[is_right(response, problem["answer"], engine.tokenizer)].append(list(response))
-                right += sum(is_right(response, problem["answer"], engine.tokenizer) for response in responses)
-                found = [(good, bad) for good in works[True] for bad in works[False]]
-                pairs += [Pair(ids, good, bad) for good, bad in found[: knobs.pairs_per_problem]]
-            bar.advance(len(some), f"{len(pairs)} pairs")
-    log.message(f"{right / len(problems) / knobs.samples:.3f} of the sampled calls are right; {len(pairs)} pairs")
+    jobs = [
+        (inputs["sft"], problems[at : at + JOB], at, recipe.dpo, recipe.seed) for at in range(0, len(problems), JOB)
+    ]
+    results = run_jobs(sample_some, jobs, log, "sampling calls")
+    pairs = [pair for pairs, _ in results for pair in pairs]
+    right = sum(right for _, right in results) / (len(problems) * recipe.dpo.samples)
+    log.message(f"{right:.3f} of the sampled calls are right; {len(pairs)} pairs")
     return pairs
 
 
-def is_right(response: Sequence[int], answer: str, tokenizer: Tokenizer) -> bool:
+def sample_some(model: Path, problems: list[dict[str, Any]], at: int, knobs: Dpo, seed: int) -> tuple[list[Pair], int]:
+    """Pairs for problems `at`, at + 1, ..., and how many calls were right.
+
+    Preferences are between single messages, as the paper has them for tools (section 4.3.5): first between calls,
+    then, after a right call and its result, between replies.
+    """
+    engine = Engine.load(model)
+    tokenizer = engine.tokenizer
+    chats = [Chat([Message("user", problem["question"])], tools=[CALCULATOR.schema]) for problem in problems]
+    pairs: list[Pair] = []
+    right_calls = 0
+    for turn, is_right in enumerate((is_right_call, is_right_reply)):
+        prompts = [render(chat, tokenizer, generation_prompt=True).ids for chat in chats]
+        sampling = Sampling(knobs.max_tokens, knobs.temperature, seed=seed + turn)
+        drawn = engine.generate(prompts, sampling, knobs.samples, first=at * knobs.samples)
+        going = []
+        for problem, chat, ids, responses in zip(problems, chats, prompts, drawn):
+            right = [response for response in responses if is_right(response, problem["answer"], tokenizer)]
+            wrong = [response for response in responses if response not in right]
+            found = [(a, b) for a in _distinct(right) for b in _distinct(wrong)]
+            pairs += [Pair(ids, *pair) for pair in found[: knobs.pairs_per_problem]]
+            if turn == 0 and right:
+                right_calls += len(right)
+                message = parse(right[0], tokenizer)
+                chat.messages += [message, Message("tool", run_call(message.tool_calls[0], [CALCULATOR]))]
+                going.append((problem, chat))
+        problems, chats = [problem for problem, _ in going], [chat for _, chat in going]
+    return pairs, right_calls
+
+
+def is_right_call(response: Sequence[int], answer: str, tokenizer: Tokenizer) -> bool:
     """Whether a response is one finished call that gives the answer when it is executed."""
     calls = parse(list(response), tokenizer).tool_calls
     finished = response[-1] in tokenizer.stop_ids
     return finished and len(calls) == 1 and run_call(calls[0], [CALCULATOR]) == answer
+
+
+def is_right_reply(response: Sequence[int], answer: str, tokenizer: Tokenizer) -> bool:
+    """Whether a response is a finished text whose last number is the answer."""
+    message = parse(list(response), tokenizer)
+    return response[-1] in tokenizer.stop_ids and not message.tool_calls and last_number(message.content) == answer
+
+
+def _distinct(responses: list[list[int]]) -> list[list[int]]:
+    return [list(response) for response in dict.fromkeys(map(tuple, responses))]
 
 
 class Preferences:

@@ -71,6 +71,10 @@ class Problem(NamedTuple):
     def answer(self) -> str:
         return calculator(self.expression)
 
+    @property
+    def reply(self) -> str:
+        return f"The answer is {self.answer}."
+
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
     """Corpus -> sft.jsonl (chats), preference.jsonl and held_out.jsonl (questions with their answers)."""
@@ -83,7 +87,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     supply = problems("sft", int(turns.sum()), knobs.max_operand, seed)
     sft = [tool_chat(list(islice(supply, int(n)))) for n in turns]
     sft += [plain_chat(p) for p in problems("sft", knobs.plain_chats, knobs.max_operand, seed + 1)]
-    questions = knobs.question_chats // 3
+    questions = knobs.question_chats * 2 // 5
     asked = [(q["question"], q["answer"]) for q in language_questions(training, questions, seed)]
     asked += [(q["question"], q["choices"][q["answer"]]) for q in title_questions(training, questions, seed)]
     talk = rng(seed, "small talk").integers(len(SMALL_TALK), size=knobs.question_chats - 2 * questions)
@@ -130,14 +134,14 @@ def tool_chat(problems: list[Problem]) -> dict[str, Any]:
             Message("user", problem.question),
             Message("assistant", tool_calls=[ToolCall(CALCULATOR.name, {"expression": problem.expression})]),
             Message("tool", problem.answer),
-            Message("assistant", f"{problem.expression} = {problem.answer}"),
+            Message("assistant", problem.reply),
         ]
     return {"messages": [m.to_dict() for m in messages], "tools": [CALCULATOR.schema]}
 
 
 def plain_chat(problem: Problem) -> dict[str, Any]:
     """The same question when no tool is at hand."""
-    return _chat(problem.question, f"{problem.expression} = {problem.answer}")
+    return _chat(problem.question, problem.reply)
 
 
 def problem_question(problem: Problem) -> dict[str, Any]:

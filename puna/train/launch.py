@@ -79,7 +79,7 @@ def _call(rank: int, size: int, meeting: str, parent: int | None, function: Call
     else:
         torch.set_num_threads(1)  # threads of several processes on the same cores cost up to ten times
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     if size > 1:
         if meeting.startswith("file"):  # all on this machine: never ask the network for our own name
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
@@ -92,7 +92,7 @@ def _call(rank: int, size: int, meeting: str, parent: int | None, function: Call
             dist.destroy_process_group()
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End when the parent is gone: after a kill -9 nobody else would tell us."""
     while os.getppid() == parent:
         time.sleep(0.5)
