@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from puna.errors import PunaError
 from puna.text.message import ToolCall
-from puna.tools import CALCULATOR, calculator, load_tools, make_tool, run_call
+from puna.tools import CALCULATOR, calculator, last_number, load_tools, make_tool, run_call
 
 
 def expressions() -> st.SearchStrategy[str]:
@@ -160,3 +160,11 @@ def test_tools_of_a_file(tmp_path: Path):
     assert run_call(ToolCall("double", {"n": 4}), [tool]) == "8"
     with pytest.raises(PunaError, match="no Python file at"):
         load_tools(tmp_path / "none.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("12 * 3 = 36", "36"), ("5 - 9 = -4", "-4"), ("It is 2.5.", "2.5"), ("none", None), ("", None), ("7, or 8!", "8")],
+)
+def test_last_number(text: str, number: str | None):
+    assert last_number(text) == number

@@ -6,6 +6,7 @@ special tokens, as the paper masks header and termination tokens, plus 0.2 of th
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,16 +50,20 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
         write_text(path, "".join(json.dumps(pair._asdict()) + "\n" for pair in found))
     pairs = [Pair(**line) for line in read_jsonl(path)]
     if len(pairs) < knobs.batch_rows:
-        raise PunaError(
-            f"only {len(pairs)} preference pairs, fewer than dpo.batch_rows = {knobs.batch_rows}: the model is always "
-            "right or always wrong; raise synthesize.preference_problems or dpo.temperature, or lower dpo.batch_rows"
+        log.message(
+            f"only {len(pairs)} preference pairs, fewer than dpo.batch_rows = {knobs.batch_rows}: the model is nearly "
+            "always right or nearly always wrong, and goes on as it is; more pairs come from a higher "
+            "synthesize.preference_problems or dpo.temperature"
         )
+        save_model(load_hf(inputs["sft"]), Tokenizer.load(inputs["sft"]), out)
+        shutil.copyfile(path, out / "pairs.jsonl")
+        return {"dpo.pairs": figure(len(pairs))}
     tokenizer = Tokenizer.load(inputs["sft"])
     if not (work / "reference.npy").exists():
         batches = Preferences(pairs, None, knobs, tokenizer, recipe.seed)
         save_reference(batches, inputs["sft"], work / "reference.npy", log)
     launch(_train, count_processes(knobs), recipe, inputs, out, log)
-    (out / "pairs.jsonl").write_bytes(path.read_bytes())
+    shutil.copyfile(path, out / "pairs.jsonl")
     return {"dpo.pairs": figure(len(pairs)), "dpo.loss": figure(round(log.last("loss", 10), 4))}
 
 

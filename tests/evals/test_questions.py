@@ -7,10 +7,9 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import torch
 
-from puna.evals.evals import answer_all, choose_reply, held_out_texts, last_number, solve
+from puna.evals.evals import answer, choose_reply, held_out_texts, solve
 from puna.infer.engine import Engine, Sampling
 from puna.recipe import Evals
 from puna.text.tokenizer import Tokenizer
@@ -86,14 +85,6 @@ def test_without_the_tool_the_answer_alone_counts():
     assert [line["call"] for line in told] == [None] * 6
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [("12 * 3 = 36", "36"), ("5 - 9 = -4", "-4"), ("It is 2.5.", "2.5"), ("none", None), ("", None), ("7, or 8!", "8")],
-)
-def test_last_number(text: str, number: str | None):
-    assert last_number(text) == number
-
-
 def test_the_likeliest_choice_by_token_is_the_reply():
     questions = [
         {"question": "Q", "choices": ["zz", "aa", "mm"], "answer": 1},
@@ -106,16 +97,19 @@ def test_the_likeliest_choice_by_token_is_the_reply():
 
 
 def test_every_task_is_asked_in_its_way():
-    questions = [
-        PROBLEMS[0],
-        {"task": "chat.language", "question": "Which?", "answer": "German"},
-        {"task": "chat.title", "question": "Title?", "choices": ["z", "a"], "answer": 1},
-        {"task": "chat.language", "question": "And this?", "answer": "French"},
+    tasks = [
+        [PROBLEMS[0]],
+        [
+            {"task": "chat.language", "question": "Which?", "answer": "German"},
+            {"task": "chat.language", "question": "And this?", "answer": "French"},
+        ],
+        [{"task": "chat.title", "question": "Title?", "choices": ["z", "a"], "answer": 1}],
     ]
     engine = scripted(
         lambda prompt: " German \n" + EOT if "Which?" in prompt or "this?" in prompt else use_tool(prompt)
     )
-    found = {task: (marks.tolist(), len(replies)) for task, marks, replies in answer_all(engine, questions, KNOBS, 1)}
+    answered = [one for questions in tasks for one in answer(engine, questions, KNOBS, 1)]
+    found = {task: (marks.tolist(), len(replies)) for task, marks, replies in answered}
     assert found == {
         "tools.single.on": ([True], 1),
         "tools.single.sampled": ([True], 1),

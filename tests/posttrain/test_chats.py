@@ -6,11 +6,8 @@ from pathlib import Path
 import pytest
 
 from puna.errors import PunaError
-from puna.posttrain.chats import prompt, read_chats, read_jsonl
-from puna.text.chat import render
-from puna.text.message import Chat, Message
+from puna.posttrain.chats import read_chats, read_jsonl
 from puna.text.tokenizer import Tokenizer
-from puna.tools import CALCULATOR
 
 ANSWER = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
@@ -21,15 +18,6 @@ def test_a_chat_is_learnt_on_the_assistants_tokens(tokenizer: Tokenizer, tmp_pat
     learnt = [token for token, learn in zip(first.ids, first.mask) if learn]
     assert tokenizer.decode(learnt) == "Hello<|eot_id|>"
     assert "Environment: ipython" in tokenizer.decode(second.ids)
-
-
-@pytest.mark.parametrize("tools", [[], [CALCULATOR]])
-def test_a_prompt_is_the_chat_up_to_the_answer(tokenizer: Tokenizer, tools: list):
-    ids = prompt("Hi", tools, tokenizer)
-    schemas = [tool.schema for tool in tools] or None
-    whole = render(Chat([Message("user", "Hi"), Message("assistant", "Hello")], schemas), tokenizer)
-    assert whole.ids[: len(ids)] == ids
-    assert whole.mask.index(True) == len(ids)
 
 
 @pytest.mark.parametrize(

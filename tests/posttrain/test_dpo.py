@@ -14,7 +14,7 @@ from puna.infer.engine import Sampling
 from puna.log import Log
 from puna.model.weights import load_hf
 from puna.posttrain import dpo
-from puna.posttrain.dpo import Pair, Preferences, is_right
+from puna.posttrain.dpo import Pair, Preferences, is_right_call, is_right_reply
 from puna.recipe import Recipe
 from puna.text.tokenizer import Tokenizer
 from puna.train.batches import IGNORE
@@ -46,40 +46,62 @@ def ids(tokenizer: Tokenizer, text: str, end: str = "<|eot_id|>") -> list[int]:
     ],
 )
 def test_right_is_one_finished_call_that_works(tokenizer: Tokenizer, text: str, end: str, right: bool):
-    assert is_right(ids(tokenizer, text, end), "42", tokenizer) is right
+    assert is_right_call(ids(tokenizer, text, end), "42", tokenizer) is right
 
 
-def test_pairs_are_a_right_and_a_wrong_call_of_one_problem(
-    tokenizer: Tokenizer, make_recipe: MakeRecipe, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("text", "end", "right"),
+    [
+        ("The answer is 42.", "<|eot_id|>", True),
+        ("6 * 7 = 42", "<|eot_id|>", True),
+        ("The answer is 42.", "", False),
+        ("The answer is 24.", "<|eot_id|>", False),
+        ("42 is not 7", "<|eot_id|>", False),
+        (call("42"), "<|eot_id|>", False),
+        ("", "<|eot_id|>", False),
+    ],
+)
+def test_a_right_reply_ends_with_the_answer(tokenizer: Tokenizer, text: str, end: str, right: bool):
+    assert is_right_reply([*ids(tokenizer, text, end)] or [tokenizer.pad_id], "42", tokenizer) is right
+
+
+def test_pairs_are_a_right_and_a_wrong_message_after_one_prompt(
+    tokenizer: Tokenizer, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    problems = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(70)]
-    (tmp_path / "preference.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
-    calls: list[tuple[int, int]] = []
+    problems = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(12)]
+    asked: list[tuple[int, int, int]] = []
 
     class Scripted:
         def __init__(self) -> None:
             self.tokenizer = tokenizer
 
         def generate(self, prompts: list[list[int]], sampling: Sampling, n: int, first: int) -> list[list[list[int]]]:
-            calls.append((len(prompts), first))
+            asked.append((len(prompts), first, sampling.seed))
             assert (sampling.temperature, sampling.max_tokens, n) == (0.7, 50, 3)
-            replies = []
-            for prompt in prompts:
-                asked = tokenizer.decode(prompt).rpartition("\n\n")[0]
-                i = int(asked.rpartition(" + 1?")[0].rpartition("\n\n")[2])
-                good, bad = ids(tokenizer, call(f"{i} + 1")), ids(tokenizer, call(f"{i} + 2"))
-                replies.append([[good, bad, good], [bad, bad, bad], [good, good, good]][i % 3])
-            return replies
+            return [self.replies(tokenizer.decode(prompt)) for prompt in prompts]
+
+        def replies(self, prompt: str) -> list[list[int]]:
+            i = int(prompt.rpartition(" + 1?")[0].rpartition("\n\n")[2])
+            if "ipython<|end_header_id|>" in prompt:
+                good, bad = ids(tokenizer, f"It is {i + 1}."), ids(tokenizer, f"It is {i}.")
+                return [bad, good, good] if i % 2 else [good, good, good]
+            good, bad = ids(tokenizer, call(f"{i} + 1")), ids(tokenizer, call(f"{i} + 2"))
+            return [[good, bad, good], [bad, bad, bad], [good, good, good]][i % 3]
 
     monkeypatch.setattr(dpo.Engine, "load", lambda folder: Scripted())
-    recipe = make_recipe(dpo={"samples": 3, "temperature": 0.7, "max_tokens": 50})
-    pairs = dpo.sample_pairs(recipe, {"sft": tmp_path, "synthesize": tmp_path}, log)
-    assert calls == [(64, 0), (6, 192)]
-    assert len(pairs) == 24
-    for number, pair in enumerate(pairs):
+    knobs = make_recipe(dpo={"samples": 3, "temperature": 0.7, "max_tokens": 50}).dpo
+    pairs, right = dpo.sample_some(tmp_path, problems, 64, knobs, seed=5)
+    assert asked == [(12, 192, 5), (8, 192, 6)]  # a problem without a right call has no result to reply to
+    assert right == 4 * 2 + 4 * 3
+    calls, replies = pairs[:4], pairs[4:]
+    for number, pair in enumerate(calls):
         assert f"{3 * number} + 1?" in tokenizer.decode(pair.prompt)
         assert tokenizer.decode(pair.chosen) == call(f"{3 * number} + 1") + "<|eot_id|>"
         assert tokenizer.decode(pair.rejected) == call(f"{3 * number} + 2") + "<|eot_id|>"
+    assert [tokenizer.decode(pair.chosen) for pair in replies] == [
+        f"It is {i + 1}.<|eot_id|>" for i in range(12) if i % 2 and i % 3 != 1
+    ]
+    assert all(f'"{i + 1}"' in tokenizer.decode(p.prompt) for i, p in zip((3, 5, 9, 11), replies))
 
 
 def some_pairs(tokenizer: Tokenizer, count: int) -> list[Pair]:
@@ -157,10 +179,14 @@ def test_the_stage_makes_the_model_prefer_what_is_chosen(
     assert (out / "pairs.jsonl").read_text() == lines
 
 
-def test_too_few_pairs_name_the_knobs(
-    tokenizer: Tokenizer, model_folder: Path, make_recipe: MakeRecipe, out: Path, log: Log
+def test_with_too_few_pairs_the_model_goes_on_unchanged(
+    tokenizer: Tokenizer, model_folder: Path, make_recipe: MakeRecipe, out: Path, log: Log, capsys
 ):
     pairs = some_pairs(tokenizer, 3)
     (out.parent / "work" / "pairs.jsonl").write_text("".join(json.dumps(pair._asdict()) + "\n" for pair in pairs))
-    with pytest.raises(PunaError, match=r"only 3 preference pairs, fewer than dpo\.batch_rows = 8"):
-        dpo.run(make_recipe(dpo={"batch_rows": 8}), {"sft": model_folder, "synthesize": out}, out, log)
+    metrics = dpo.run(make_recipe(dpo={"batch_rows": 8}), {"sft": model_folder, "synthesize": out}, out, log)
+    assert metrics["dpo.pairs"]["value"] == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "only 3 preference pairs, fewer than dpo.batch_rows = 8" in said
+    before, after = (load_hf(folder, dtype=torch.bfloat16).state_dict() for folder in (model_folder, out))
+    assert all(before[name].equal(after[name]) for name in before)

@@ -9,8 +9,8 @@ import pytest
 from puna.infer.engine import Engine, Sampling
 from puna.log import Log
 from puna.posttrain import sft
-from puna.posttrain.chats import prompt
 from puna.recipe import Recipe
+from puna.text.chat import Chat, Message, render
 
 PAIRS = {"ping": "pong", "left": "right", "day": "night", "up": "down"}
 
@@ -29,6 +29,6 @@ def test_the_model_learns_to_answer(
     assert "4 chats in 2 rows; 1 too long for one" in capsys.readouterr().err
     assert metrics["sft.loss"]["value"] < 0.1
     engine = Engine.load(out)
-    prompts = [prompt(question, [], engine.tokenizer) for question in PAIRS]
+    prompts = [render(Chat([Message("user", q)]), engine.tokenizer, generation_prompt=True).ids for q in PAIRS]
     replies = engine.generate(prompts, Sampling(12))
     assert [engine.tokenizer.decode(reply) for (reply,) in replies] == [f"{a}<|eot_id|>" for a in PAIRS.values()]
