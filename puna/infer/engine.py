@@ -17,6 +17,7 @@ from puna.errors import PunaError
 from puna.model.llama import Llama
 from puna.model.weights import load_hf
 from puna.text.tokenizer import Tokenizer
+from puna.train.losses import token_log_probs
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,9 @@ class Engine:
             longest = max(len(texts[i]) for i in numbers)
             rows = [[*texts[i], *[0] * (longest - len(texts[i]))] for i in numbers]
             tokens = torch.tensor(rows, device=self.device)
-            logits = self.model(tokens[:, :-1]).float()
-            picked = logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+            hidden = self.model.hidden(tokens[:, :-1])
+            following = tokens[:, 1:].flatten()
+            picked = token_log_probs(hidden.flatten(0, 1), self.model.lm_head.weight, following).view(len(rows), -1)
             for i, row in zip(numbers, picked):
                 results[i] = row[: len(texts[i]) - 1].cpu()
         return results
