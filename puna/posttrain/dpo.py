@@ -53,7 +53,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
         log.message(
             f"only {len(pairs)} preference pairs, fewer than dpo.batch_rows = {knobs.batch_rows}: the model is nearly "
             "always right or nearly always wrong, and goes on as it is; more pairs come from a higher "
-            "synthesize.preference_problems or dpo.temperature"
+            "synthesize.preference_problems or dpo.samples"
         )
         save_model(load_hf(inputs["sft"]), Tokenizer.load(inputs["sft"]), out)
         shutil.copyfile(path, out / "pairs.jsonl")
