@@ -11,7 +11,7 @@ PIP := $(ENV)/bin/python -m pip install --quiet --disable-pip-version-check
 .PHONY: tiny test check format clean help
 
 help:
-	@echo "make tiny    raise a tiny Llama, web pages to chat model, in runs/tiny (about 15 minutes on two cores)"
+	@echo "make tiny    raise a tiny Llama, web pages to chat model, in runs/tiny (about 12 minutes on two cores)"
 	@echo "make test    run the tests"
 	@echo "make check   ruff and pyright"
 	@echo "make format  let ruff format the code"

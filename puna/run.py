@@ -32,7 +32,7 @@ import psutil
 
 from puna.errors import PunaError
 from puna.log import Log
-from puna.recipe import Recipe
+from puna.recipe import Recipe, load_recipe
 
 Metrics = dict[str, Any]
 State = Literal["done", "running", "interrupted", "stale", "missing"]
@@ -95,8 +95,6 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
         """The run that lives in a folder; PunaError when there is none."""
-        from puna.recipe import load_recipe
-
         folder = Path(folder)
         if not (folder / "recipe.toml").is_file():
             raise PunaError(f"{folder} is no run: it has no recipe.toml; `puna run RECIPE` makes one")
@@ -145,7 +143,6 @@ class Run:
     def run(self, names: list[str] | None = None, on_stage: Callable[[Stage, bool], None] | None = None) -> None:
         """Make the named stages (all by default) and whatever they need that is missing or stale."""
         wanted = self._with_needs(names or list(BY_NAME))
-        self.folder.mkdir(parents=True, exist_ok=True)
         with self.lock():
             self._write_recipe()
             for stage in STAGES:
@@ -249,7 +246,7 @@ class Run:
             latest[line["stage"]] = {
                 "stage": line["stage"],
                 "whole": line["whole"],
-                "machine": line.get("machine", "unknown"),
+                "machine": line["machine"],
                 "minutes": before["minutes"] + line["seconds"] / 60,
                 "peak_gb": max(before["peak_gb"], line["peak_gb"]),
             }

@@ -68,8 +68,8 @@ def answer(engine: Engine, asked: list[dict[str, Any]], knobs: Evals, seed: int)
         yield (task, *choose_reply(engine, asked))
     else:
         replies = generate(engine, [chat_of(q["question"]) for q in asked], greedy, knobs)
-        marks = [parse(r, engine.tokenizer).content.strip() == q["answer"] for r, q in zip(replies, asked)]
-        yield task, np.array(marks), tell(engine, asked, replies, np.array(marks))
+        marks = np.array([parse(r, engine.tokenizer).content.strip() == q["answer"] for r, q in zip(replies, asked)])
+        yield task, marks, tell(engine, asked, replies, marks)
 
 
 def solve(engine: Engine, problems: list[dict[str, Any]], sampling: Sampling, knobs: Evals, tool: bool):

@@ -4,6 +4,7 @@ Row numbers are the whole state of a loader. Row i is the same on one process or
 from the number of rows that it has trained on.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -129,8 +130,6 @@ def share_rows(rows: int, mix: dict[str, float], available: dict[str, int], max_
 
 def read_tokens(folder: Path, name: str) -> np.ndarray:
     """The token ids of one shard file, memory-mapped."""
-    import json
-
     path = folder / f"{name}.bin"
     if not path.exists():
         known = sorted(p.stem for p in folder.glob("*.bin"))
