@@ -63,6 +63,40 @@ class Corpus(Knobs):
     minhash_threshold: float = Field(0.8, gt=0, le=1)
     """Documents with this Jaccard similarity, computed exactly, are near-duplicates."""
 
+    quality_models: dict[str, float] = {}
+    """Classifiers (`PATH`, or `PATH#LABEL` of a foreign model) and the lowest score from 0 to 1 that each lets pass."""
+    quality_languages: list[str] = ["en"]
+    """Languages that the quality models were made for; texts in others pass."""
+    topic_model: str | None = None
+    """A classifier of topics, of the same kinds."""
+    max_topic_share: float = Field(1.0, gt=0, le=1)
+    """Topics with a larger share of the characters are down-sampled to it (section 3.1.2)."""
+    topic_shares: dict[str, float] = {}
+    """The same limit for single topics."""
+    part_models: dict[str, str] = {}
+    """Classifiers for `math` and `code` (section 3.1.1); a part without one is told by density rules."""
+    part_threshold: float = Field(0.5, ge=0, le=1)
+    """A document belongs to the part whose model gives it the highest score, if that is no lower than this."""
+    evaluation_sets: list[str] = []
+    """`PATH` or `PATH#FIELD,FIELD`: the corpus is cleaned of these examples (JSONL, Parquet, text; .gz too)."""
+    contamination_ngram: int = Field(8, ge=2)
+    """Words in a run that counts as seen (section 5.1.4)."""
+    contamination_threshold: float = Field(0.5, gt=0, le=1)
+    """Share of an example's words, lying in such runs of one document, from which on the document holds it."""
+    contamination_removes: Literal["document", "passage"] = "document"
+    """Whether the document goes or only the lines that hold the example."""
+
+    @model_validator(mode="after")
+    def classifiers_fit(self) -> "Corpus":
+        if odd := sorted(set(self.part_models) - {"math", "code"}):
+            raise ValueError(f"part_models names {odd[0]!r}; it can name math and code")
+        for name, shares in (("quality_models", self.quality_models), ("topic_shares", self.topic_shares)):
+            if wrong := {key: value for key, value in shares.items() if not 0 <= value <= 1}:
+                raise ValueError(f"{name} = {wrong}: must be from 0 to 1")
+        if not self.topic_model and (self.topic_shares or self.max_topic_share < 1):
+            raise ValueError("topic_shares and max_topic_share need a topic_model")
+        return self
+
     @model_validator(mode="after")
     def bands_divide(self) -> "Corpus":
         if self.minhash_permutations % self.minhash_bands:
@@ -154,8 +188,17 @@ class Pretrain(Training):
     """Training tokens in all (section 3.2)."""
     mix: dict[str, float] = {"general": 0.50, "math": 0.25, "code": 0.17, "multilingual": 0.08}
     """Share of each part of the corpus in the training tokens (section 3.1.2)."""
+    weights: dict[str, float] = {}
+    """How many times as often as others of its part a document is read, by `source:NAME`, `language:NAME` and
+    `topic:NAME`; where several fit, their product."""
     max_epochs: float = Field(4.0, gt=0)
     """No document is read more often than this; a part that runs out gives its share to the others."""
+    anneal_tokens: int = Field(0, ge=0)
+    """The last so many of the tokens are drawn from `anneal_mix` (40M for the 405B model, section 3.4.3)."""
+    anneal_mix: dict[str, float] = {}
+    """Shares of the parts in those tokens; as `mix` if empty."""
+    anneal_weights: dict[str, float] = {}
+    """`weights` for those tokens; the paper up-samples sources of very high quality."""
 
     @property
     def steps(self) -> int:
@@ -163,8 +206,17 @@ class Pretrain(Training):
 
     @model_validator(mode="after")
     def mix_is_shares(self) -> "Pretrain":
-        if not self.mix or min(self.mix.values()) < 0 or abs(sum(self.mix.values()) - 1) > 1e-6:
-            raise ValueError(f"mix={self.mix} must be shares that sum to 1, not {sum(self.mix.values()):g}")
+        for name, mix in (("mix", self.mix), ("anneal_mix", self.anneal_mix or {"": 1.0})):
+            if not mix or min(mix.values()) < 0 or abs(sum(mix.values()) - 1) > 1e-6:
+                raise ValueError(f"{name}={mix} must be shares that sum to 1, not {sum(mix.values()):g}")
+        for name, weights in (("weights", self.weights), ("anneal_weights", self.anneal_weights)):
+            for key, weight in weights.items():
+                if key.partition(":")[0] not in ("source", "language", "topic") or ":" not in key or weight < 0:
+                    raise ValueError(f"{name}: {key!r} = {weight:g}; write source:, language: or topic:NAME, 0 or more")
+        if self.anneal_tokens > self.tokens:
+            raise ValueError(f"anneal_tokens={self.anneal_tokens:,} is more than tokens={self.tokens:,}")
+        if (self.anneal_mix or self.anneal_weights) and not self.anneal_tokens:
+            raise ValueError("anneal_mix and anneal_weights need anneal_tokens")
         return self
 
 
