@@ -35,7 +35,7 @@ from puna.log import Log
 from puna.recipe import Recipe, load_recipe
 
 Metrics = dict[str, Any]
-State = Literal["done", "running", "interrupted", "stale", "missing"]
+State = Literal["done", "running", "interrupted", "stale", "missing", "optional"]
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,21 @@ class Stage:
     """The parts of the recipe it reads."""
     source: str | None = None
     """module:function(recipe) -> digest of what it reads from outside the run."""
+    optional: bool = False
+    """Made only when it is named; nothing else needs it."""
 
 
 STAGES = (
     Stage("corpus", "puna.corpus.corpus:run", (), ("corpus",), "puna.corpus.corpus:source_digest"),
     Stage("tokenizer", "puna.corpus.vocabulary:run", ("corpus",), ("tokenizer", "pretrain.mix", "seed")),
     Stage("shards", "puna.corpus.shard:run", ("corpus", "tokenizer"), ("seed",)),
+    Stage(
+        "scaling",
+        "puna.scaling.sweep:run",
+        ("shards", "tokenizer"),
+        ("scaling", "pretrain.mix", "seed"),
+        optional=True,
+    ),
     Stage("pretrain", "puna.pretrain:run", ("shards", "tokenizer"), ("model", "pretrain", "seed")),
     Stage("synthesize", "puna.posttrain.synthesize:run", ("corpus",), ("synthesize", "seed")),
     Stage("sft", "puna.posttrain.sft:run", ("pretrain", "synthesize"), ("sft", "seed")),
@@ -112,13 +121,14 @@ class Run:
         return None if inputs is None else _digest(self._causes(stage, inputs))
 
     def state(self, stage: Stage) -> State:
-        """Done, running, interrupted (its checkpoints are kept), stale (its causes changed) or missing."""
+        """Done, running, interrupted (its checkpoints are kept), stale (its causes changed) or missing; a missing
+        stage that is made only when it is named is optional."""
         manifest, fingerprint = self.manifest(stage.name), self.fingerprint(stage)
         if manifest and manifest["fingerprint"] == fingerprint:
             return "done"
         if fingerprint and self._partial(stage, fingerprint).exists():
             return "running" if self.locked() else "interrupted"
-        return "stale" if manifest else "missing"
+        return "stale" if manifest else "optional" if stage.optional else "missing"
 
     def states(self) -> dict[str, State]:
         """The state of every stage; one whose inputs will be made anew is stale, whatever it is by itself."""
@@ -141,8 +151,8 @@ class Run:
     # -- making it -------------------------------------------------------------------------------------------------
 
     def run(self, names: list[str] | None = None, on_stage: Callable[[Stage, bool], None] | None = None) -> None:
-        """Make the named stages (all by default) and whatever they need that is missing or stale."""
-        wanted = self._with_needs(names or list(BY_NAME))
+        """Make the named stages (by default all but the optional ones) and whatever they need, missing or stale."""
+        wanted = self._with_needs(names or [stage.name for stage in STAGES if not stage.optional])
         with self.lock():
             self._write_recipe()
             for stage in STAGES:
