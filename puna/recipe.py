@@ -10,11 +10,23 @@ import json
 import tomllib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from puna.errors import PunaError
+
+Points = Annotated[list[tuple[PositiveFloat, PositiveFloat]], Field(min_length=1)]
+"""A power law by points that it goes through."""
 
 
 class Knobs(BaseModel):
@@ -284,6 +296,49 @@ class Pretrain(Training):
         return self
 
 
+class Scaling(Knobs):
+    """IsoFLOP runs for scaling laws: at each budget of compute, models of several sizes (section 3.2.1)."""
+
+    budgets: list[PositiveFloat] = Field([6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21, 1e22], min_length=1)
+    """FLOPs of a run, forward and backward, attention included (figure 2)."""
+    sizes: int = Field(5, ge=1)
+    """Models at each budget. The paper does not say how many."""
+    tokens_per_parameter: tuple[PositiveFloat, PositiveFloat] = (4.0, 120.0)
+    """Tokens for each parameter of a budget's largest and of its smallest model; the others lie evenly between, in
+    logarithms. The optimum has to lie inside. Ours; the paper's models have 40M to 16B parameters."""
+    seeds: int = Field(1, ge=1)
+    """Runs of each size, with different initial weights and another order of the data."""
+    seq_len: int = Field(8192, ge=8)
+    """Tokens in a packed row."""
+    batch_tokens: Points = [(6e18, 250_000.0), (1e22, 4_000_000.0)]
+    """Tokens of a step by budget: [[FLOPs, tokens], ...], a power law between the points and beyond (the paper gives
+    the ends)."""
+    peak_lr: Points = [(40e6, 4e-4), (16e9, 2e-4)]
+    """Learning rate after the warm-up by size: [[parameters, rate], ...], a power law between the points and beyond
+    (the paper gives the ends)."""
+    warmup_steps: int = Field(2000, ge=0)
+    """Steps of linear warm-up (section 3.2.1)."""
+    warmup_share: float = Field(0.1, ge=0, lt=1)
+    """The warm-up takes at most this share of the steps."""
+    final_lr: float = Field(0.1, ge=0, le=1)
+    """Learning rate at the end of the cosine, as a fraction of the peak (section 3.2.1)."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decay of a step as a fraction of the current learning rate (section 3.2.1)."""
+    micro_rows: int = Field(1, ge=1)
+    """Rows that go through the model at once."""
+    max_epochs: float = Field(1.0, gt=0)
+    """No document is read more often than this in a run: repetition would bend the law."""
+    held_out_tokens: int = Field(1_000_000, ge=1)
+    """Held-out tokens on which every run's loss is taken, at most."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; it takes half a minute for each shape, which small runs do not earn back."""
+    workers: PositiveInt | Literal["auto"] = "auto"
+    """Runs side by side on this machine, each in one process; auto is one for each core or GPU."""
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    """At most this much of a run's work is lost when it is killed."""
+
+
 class Synthesize(Knobs):
     """Chats made from the corpus and from arithmetic problems (narrow form of section 4.3)."""
 
@@ -358,6 +413,7 @@ class Recipe(Knobs):
     tokenizer: Tokenizer = Tokenizer()  # pyright: ignore[reportCallIssue]
     model: Model = Model()
     pretrain: Pretrain = Pretrain()  # pyright: ignore[reportCallIssue]
+    scaling: Scaling = Scaling()  # pyright: ignore[reportCallIssue]
     synthesize: Synthesize = Synthesize()  # pyright: ignore[reportCallIssue]
     sft: Sft = Sft()  # pyright: ignore[reportCallIssue]
     dpo: Dpo = Dpo()  # pyright: ignore[reportCallIssue]
