@@ -9,6 +9,7 @@ from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from puna.errors import PunaError
 from puna.recipe import Corpus
@@ -94,7 +95,7 @@ def _load_fasttext(path: str) -> Identifier:
     import fasttext
 
     try:
-        model = fasttext.load_model(path)
+        model: Any = fasttext.load_model(path)
     except ValueError as error:
         raise PunaError(f"corpus.language_model = {path!r} is not a fastText model: {error}") from error
     prefix = "__label__"
@@ -103,6 +104,6 @@ def _load_fasttext(path: str) -> Identifier:
         # A lone surrogate cannot be passed on as UTF-8; a line end would end the text.
         line = text.replace("\n", " ").encode("utf-8", "replace").decode()
         labels, scores = model.predict(line)
-        return labels[0].removeprefix(prefix), min(1.0, float(scores[0]))
+        return str(labels[0]).removeprefix(prefix), min(1.0, float(scores[0]))
 
-    return Identifier(frozenset(label.removeprefix(prefix) for label in model.labels), classify)
+    return Identifier(frozenset(label.removeprefix(prefix) for label in model.get_labels()), classify)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.corpus import filters
-from puna.corpus.filters import REPEATED, RULES, STOP_WORDS, Text, reason_to_drop, repetition
+from puna.corpus.filters import REPEATED, RULES, Text, reason_to_drop, repetition
+from puna.corpus.scripts import STOP_WORDS
 from puna.corpus.shingles import hash_words
 from puna.recipe import Corpus
 
@@ -77,11 +78,11 @@ def test_every_rule_is_tested_by_a_reason_of_its_own() -> None:
 
 
 def test_stop_words_cover_the_languages_of_the_recipe() -> None:
-    assert set(STOP_WORDS) == set(KNOBS.languages)
+    assert set(KNOBS.languages) <= set(STOP_WORDS)
 
 
 def test_a_language_without_stop_words_is_not_judged_by_them() -> None:
-    text = Text(BAD["few-stop-words"][0], "nl")
+    text = Text(BAD["few-stop-words"][0], "sw")
     assert reason_to_drop(text, KNOBS) is None
 
 
