@@ -24,7 +24,7 @@ app = typer.Typer(
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, for example recipes/tiny.toml.")]
 WordsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[STAGE ...] [key.path=value ...]", help="Stages to make (all by default); overrides."),
+    typer.Argument(metavar="[STAGE ...] [key.path=value ...]", help="Stages to make (default: all needed); overrides."),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, for example runs/tiny.")]
 
@@ -57,7 +57,7 @@ def run(recipe: RecipeArgument, words: WordsArgument = None) -> None:
     table.add_row("total", f"{sum(finished.values()):.2f}")
     console.print(table)
     console.print(f"report: {page}\nfigures: {job.folder}/summary.json")
-    if all(state == "done" for state in job.states().values()):
+    if set(job.states().values()) <= {"done", "optional"}:
         console.print(f"talk to it: puna chat {job.folder}")
 
 
@@ -80,14 +80,14 @@ def plan(
 
 @app.command()
 def status(run: RunArgument) -> None:
-    """Which stages of a run are done, running, interrupted, stale or missing."""
+    """Which stages of a run are done, running, interrupted, stale or missing; an optional one is made when named."""
     job = Run.open(run)
     minutes = {timing["stage"]: timing["minutes"] for timing in job.timings()}
-    colours = {"done": "green", "running": "cyan", "interrupted": "yellow", "stale": "yellow", "missing": "dim"}
+    colours = {"done": "green", "running": "cyan", "interrupted": "yellow", "stale": "yellow"}
     table = Table("stage", "state", "minutes", "needs", box=None)
     for name, state in job.states().items():
         took = f"{minutes[name]:.2f}" if name in minutes else ""
-        table.add_row(name, f"[{colours[state]}]{state}[/]", took, ", ".join(BY_NAME[name].needs))
+        table.add_row(name, f"[{colours.get(state, 'dim')}]{state}[/]", took, ", ".join(BY_NAME[name].needs))
     console.print(table)
 
 

@@ -8,7 +8,7 @@ import puna
 
 ROOT = Path(puna.__file__).parent
 SHARED = {"model", "text", "train", "infer", "tools", "recipe", "errors", "log", "machine", "run"}
-STAGES = {"corpus", "pretrain", "posttrain", "evals", "report"}
+STAGES = {"corpus", "scaling", "pretrain", "posttrain", "evals", "report"}
 REFERENCES = {"transformers", "llama_models", "accelerate", "trl", "pytest", "hypothesis"}
 """What parity is tested against is never needed to run."""
 

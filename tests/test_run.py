@@ -1,5 +1,6 @@
 """Runs with three small stages: what is made, what is skipped, and what a kill leaves behind."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -162,6 +163,18 @@ def test_named_stages_bring_what_they_need(fakes: Fakes, tmp_path: Path):
     assert run.states() == {"first": "done", "second": "done", "third": "missing", "last": "missing"}
     with pytest.raises(PunaError, match="there is no stage 'forth'; the stages are first, second, third, last"):
         run.run(["forth"])
+
+
+def test_an_optional_stage_is_made_when_it_is_named(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stages = tuple(dataclasses.replace(stage, optional=stage.name == "third") for stage in STAGES[:3])
+    monkeypatch.setattr(run_module, "STAGES", stages)
+    run = make(tmp_path)
+    run.run()
+    assert run.states() == {"first": "done", "second": "done", "third": "optional"}
+    run.run(["third"])
+    assert fakes.made == ["first", "second", "third"]
+    assert set(run.states().values()) == {"done"}
+    assert make(tmp_path, dpo__beta=0.2).states()["third"] == "stale"
 
 
 def test_staleness_spreads_to_what_depends_on_it(fakes: Fakes, tmp_path: Path):

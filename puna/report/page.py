@@ -85,10 +85,13 @@ def lineage(run: Run) -> list[dict[str, Any]]:
     try:
         states = run.states()
     except PunaError:  # the corpus's source is not on this machine
-        states = {stage.name: "done" if run.manifest(stage.name) else "missing" for stage in STAGES}
+        absent = {stage.name: "optional" if stage.optional else "missing" for stage in STAGES}
+        states = {name: "done" if run.manifest(name) else state for name, state in absent.items()}
     longest = max((line["minutes"] for line in timings.values()), default=0) or 1
     lines = []
     for stage in STAGES:
+        if states[stage.name] == "optional":
+            continue
         manifest = run.manifest(stage.name)
         timing = timings.get(stage.name)
         lines.append(
