@@ -112,12 +112,18 @@ class Corpus(Heuristics):
     unsafe_threshold: float = Field(0.5, ge=0, le=1)
     """Pages with a higher score are dropped."""
     minhash_permutations: int = Field(112, ge=1)
-    minhash_bands: int = Field(14, ge=1)
-    """Documents that agree in a whole band are compared; 14 bands of 8 rows find 0.994 of the pairs at 0.8."""
+    minhash_bands: int = Field(16, ge=1)
+    """Documents that agree in a whole band are compared; 16 bands of 7 rows find 0.977 of the pairs at exactly 0.8."""
     minhash_ngram: int = Field(5, ge=1)
     """Words in a shingle."""
     minhash_threshold: float = Field(0.8, gt=0, le=1)
     """Documents with this Jaccard similarity, computed exactly, are near-duplicates."""
+    line_repeats: int = Field(6, ge=0)
+    """A line seen more often in a bucket of its language is dropped there (section 3.1.1); 0 = all lines stay."""
+    line_bucket: int = Field(30_000_000, ge=1)
+    """Documents in a bucket (section 3.1.1)."""
+    memory_gb: float = Field(4.0, gt=0)
+    """Memory of the tables that duplicates and lines are searched in; what exceeds it is spilled to disk."""
 
     quality_models: dict[str, float] = {}
     """Classifiers (`PATH`, or `PATH#LABEL` of a foreign model) and the lowest score from 0 to 1 that each lets pass."""

@@ -60,15 +60,17 @@ def hash_ngrams_of(words: np.ndarray, counts: np.ndarray, n: int) -> tuple[np.nd
     """`hash_ngrams` of many texts given as by `hash_words_of`: [n-grams of all] uint64 and [texts] int64."""
     ends = np.cumsum(counts)
     grams = hash_ngrams(words, n)
-    of_text = np.zeros(len(words), bool)
-    for back in range(1, min(n, int(counts.max(initial=0)))):  # a run that starts in a text's last words leaves it
-        of_text[ends[counts >= back] - back] = True
-    inside = ~of_text[: len(grams)]
-    short = np.flatnonzero((counts > 0) & (counts < n))
-    if not len(short):
-        return grams[inside], np.maximum(counts - n + 1, 0)
-    parts = [hash_ngrams(part, n) for part in np.split(words, ends[:-1])]
-    return np.concatenate(parts), np.array([len(part) for part in parts])
+    leaves = np.zeros(len(words), bool)  # does the run that starts here leave its text?
+    for back in range(1, n):
+        leaves[ends[counts >= back] - back] = True
+    grams = grams[~leaves[: len(grams)]]
+    whole = np.maximum(counts - n + 1, 0)
+    short = np.flatnonzero((counts > 0) & (whole == 0))
+    if len(short):
+        extra = [hash_ngrams(words[ends[text] - counts[text] : ends[text]], n) for text in short]
+        grams = np.insert(grams, np.cumsum(whole)[short], np.concatenate(extra))
+        whole[short] = 1
+    return grams, whole
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -1,0 +1,148 @@
+"""Lines that recur all over the web: menus, cookie notices, calls to share (section 3.1.1, line-level de-duplication).
+
+A line seen more than `line_repeats` times in a bucket of `line_bucket` documents of one language is dropped there
+wherever it stands. Lines count without the spaces around them, and by a 64-bit hash: of a billion different lines,
+two share one by a chance of 3%.
+
+    count_lines                 shard by shard: (language, bucket, line, count)
+    frequent_lines              over all shards, in DuckDB: the lines to drop
+    FrequentLines(...).drop     shard by shard
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from puna.corpus.tables import BATCH, connect, scan, write
+from puna.recipe import Corpus
+
+COUNTS = pa.schema({"language": pa.string(), "bucket": pa.int32(), "line": pa.uint64(), "count": pa.int64()})
+FREQUENT = pa.schema({"language": pa.string(), "bucket": pa.int32(), "line": pa.uint64()})
+BLANK = np.uint64(xxhash.xxh3_64_intdigest(b""))
+BLOCK = 1 << 20  # characters of the texts whose lines are hashed at once
+
+
+def line_keys(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """[lines of all texts] uint64, BLANK for those of spaces only, and [texts] int64 how many each has."""
+    counts = np.array([text.count("\n") + 1 for text in texts], np.int64)
+    keys, block, size = [np.zeros(0, np.uint64)], [], 0
+    for text in texts:
+        block.append(text)
+        size += len(text)
+        if size >= BLOCK:
+            keys.append(_hash_lines(block))
+            block, size = [], 0
+    return np.concatenate([*keys, _hash_lines(block)]), counts
+
+
+def buckets(languages: Sequence[str], before: dict[str, int], knobs: Corpus) -> np.ndarray:
+    """[documents] int32: the bucket of each document of a shard, by its number within its language.
+
+    before: how many documents of a language the earlier shards have.
+    """
+    numbers = dict(before)
+    found = np.zeros(len(languages), np.int32)
+    for place, language in enumerate(languages):
+        number = numbers.get(language, 0)
+        found[place] = number // knobs.line_bucket
+        numbers[language] = number + 1
+    return found
+
+
+def count_lines(texts: Sequence[str], languages: Sequence[str], buckets: np.ndarray) -> pa.Table:
+    """How often each line stands in the texts of a shard: the columns of COUNTS, sorted."""
+    keys, counts = line_keys(texts)
+    tables = [COUNTS.empty_table()]
+    for (language, bucket), here in _groups(languages, buckets):
+        lines, times = np.unique(keys[np.repeat(here, counts)], return_counts=True)
+        lines, times = lines[lines != BLANK], times[lines != BLANK]
+        same = pa.repeat(language, len(lines)), pa.repeat(pa.scalar(bucket, pa.int32()), len(lines))
+        tables.append(pa.table([*same, lines, times], schema=COUNTS))
+    return pa.concat_tables(tables)
+
+
+def frequent_lines(counts: Sequence[Path], knobs: Corpus, work: Path) -> Path:
+    """The lines to drop, of the tables that `count_lines` made: a Parquet file of FREQUENT, sorted."""
+    if not counts or not knobs.line_repeats:
+        return write(work / "frequent_lines.parquet", FREQUENT, [])
+    with connect(knobs, work) as db:
+        found = db.sql(
+            f"SELECT language, bucket, line FROM {scan(counts)} GROUP BY ALL "
+            f"HAVING sum(count) > {knobs.line_repeats} ORDER BY ALL"
+        )
+        return write(work / "frequent_lines.parquet", FREQUENT, found.to_arrow_reader(BATCH))
+
+
+class FrequentLines:
+    """The lines to drop, those of a language and bucket loaded when a text needs them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.loaded: dict[tuple[str, int], np.ndarray] = {}
+
+    def drop(self, texts: Sequence[str], languages: Sequence[str], buckets: np.ndarray) -> list[str]:
+        """The texts without their frequent lines; one without any is returned as it is."""
+        keys, counts = line_keys(texts)
+        dropped = np.zeros(len(keys), bool)
+        for group, here in _groups(languages, buckets):
+            places = np.flatnonzero(np.repeat(here, counts))
+            dropped[places] = _contains(self._lines(group), keys[places])
+        ends = np.cumsum(counts)
+        kept = list(texts)
+        for number in np.unique(np.searchsorted(ends, np.flatnonzero(dropped), side="right")):
+            here = dropped[ends[number] - counts[number] : ends[number]]
+            kept[number] = drop_lines(texts[number], here.tolist())
+        return kept
+
+    def _lines(self, group: tuple[str, int]) -> np.ndarray:
+        """[lines] uint64, sorted."""
+        if group not in self.loaded:
+            chosen = [("language", "=", group[0]), ("bucket", "=", group[1])]
+            self.loaded[group] = pq.read_table(self.path, columns=["line"], filters=chosen)["line"].to_numpy()
+        return self.loaded[group]
+
+
+def drop_lines(text: str, dropped: Sequence[bool]) -> str:
+    """A text without the lines so marked, the others in their order. Where a line goes, the blank line after it goes
+    too if another blank line, or nothing, stands before it."""
+    kept: list[str] = []
+    cut = False
+    for line, drop in zip(text.split("\n"), dropped):
+        if drop:
+            cut = True
+            continue
+        blank = not line.strip()
+        if cut and blank and (not kept or not kept[-1].strip()):
+            continue
+        kept.append(line)
+        cut = False
+    while cut and kept and not kept[-1].strip():
+        kept.pop()
+    return "\n".join(kept)
+
+
+def _hash_lines(texts: list[str]) -> np.ndarray:
+    if not texts:
+        return np.zeros(0, np.uint64)
+    lines = "\n".join(texts).encode("utf-8", "surrogatepass").split(b"\n")
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, map(bytes.strip, lines)), np.uint64, len(lines))
+
+
+def _groups(languages: Sequence[str], buckets: np.ndarray) -> Iterator[tuple[tuple[str, int], np.ndarray]]:
+    """Each language and bucket with [documents] bool, those of it; sorted."""
+    of_language = np.array(languages, object)
+    of_bucket = np.asarray(buckets)
+    for language, bucket in sorted(set(zip(languages, of_bucket.tolist()))):
+        yield (language, bucket), (of_language == language) & (of_bucket == bucket)
+
+
+def _contains(lines: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """[keys] bool: is it among the sorted lines?"""
+    if not len(lines):
+        return np.zeros(len(keys), bool)
+    places = np.minimum(np.searchsorted(lines, keys), len(lines) - 1)
+    return lines[places] == keys
