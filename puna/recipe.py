@@ -63,7 +63,7 @@ class Heuristics(Knobs):
     """Share of the words that lie in repeated runs of 10 words (section 3.1.1; Gopher has 0.1)."""
     max_dirty_word_fraction: float = Field(0.01, ge=0, le=1)
     """Share of the words that are in `dirty_words`, from 3 such words on (section 3.1.1, as C4; C4 allows none)."""
-    max_divergence: float = Field(3.0, gt=0)
+    max_divergence: float = Field(4.0, gt=0)
     """Kullback-Leibler divergence of the words from those of the language in nats, beyond chance (section 3.1.1)."""
     max_pii_fraction: float = Field(0.1, ge=0, le=1)
     """Share of the words that are personal data (section 3.1.1 drops such domains)."""
@@ -82,10 +82,30 @@ PER_LANGUAGE: dict[str, dict[str, float]] = {
 class Corpus(Heuristics):
     """Raw pages to kept documents (section 3.1). The paper prints no threshold, so every value here is ours."""
 
-    source: str = "demo"
-    """`demo`, or a folder of WARC files and of .html, .htm and .xhtml pages (.gz too), or one such file."""
+    source: str | dict[str, str] = "demo"
+    """`demo`; or a folder or file of WARC, HTML, JSONL or Parquet, here or in a place that fsspec opens (`s3://...`);
+    or `commoncrawl:CC-MAIN-YYYY-WW`; or several of these by names, for `pretrain.weights`."""
+    crawl_url: str = "https://data.commoncrawl.org"
+    """Where the crawls of `commoncrawl:` are; `s3://commoncrawl` is nearer on AWS."""
+    text_column: str = "text"
+    """The key of JSONL objects and the column of Parquet files that holds text; `html` is extracted where it is absent.
+    `url`, `title` and `date` are taken from the keys of these names."""
+    max_files: int | None = Field(None, ge=1)
+    """Read at most so many files of the source; which ones depends on their names alone."""
+    engine: Literal["pool", "ray", "inline"] = "pool"
+    """Where shards are worked on: processes of this machine, a Ray cluster, or this process (for a debugger, and
+    without protection against a page that kills it). The result does not depend on it."""
     workers: int = Field(2, ge=1)
-    """Processes that read and filter pages; the result does not depend on it."""
+    """Processes that work on shards; the result does not depend on it. A Ray cluster by address has its own number."""
+    worker_memory_gb: float = Field(8.0, gt=0)
+    """A page for which a worker needs more is set aside."""
+    page_seconds: float = Field(60.0, gt=0)
+    """A page that takes more CPU time is set aside."""
+    ray_address: str | None = None
+    """Of a running Ray cluster; none starts a local one. The cluster shares the disk of the run, or of `work`."""
+    work: str | None = None
+    """A folder that keeps the shards between the passes when the corpus is made, so that a changed knob redoes only
+    what depends on it; none keeps them until then."""
     max_documents: int | None = Field(None, ge=1)
     """Read at most so many pages, for a quick run; which ones depends on their names alone."""
     held_out: float = Field(0.02, ge=0, lt=1)
