@@ -5,10 +5,11 @@ from the number of rows that it has trained on.
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -53,42 +54,71 @@ def rng(seed: int, *item: str | int) -> np.random.Generator:
     return np.random.default_rng(words)
 
 
+@dataclass(frozen=True)
+class Blend:
+    """A stretch of training rows, and what they are drawn from."""
+
+    rows: int
+    mix: dict[str, float]
+    """The share of each part."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """How many times as often as others of its part a document is read, by `COLUMN:NAME`."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring documents of a part that have the same weight: a range of its token file."""
+
+    part: str
+    start: int
+    rows: int
+    weights: tuple[float, ...]
+    """In each blend."""
+
+
 class Shards:
-    """Token files of the corpus as training rows, mixed by weights, each part shuffled by rows in every epoch.
+    """Token files of the corpus as training rows, mixed by weights, each piece shuffled by rows in every epoch.
 
     A row is seq_len tokens and the one after; rows of a part do not overlap, so that no token is trained on twice in
-    an epoch. `mix` maps a part to its share; a part that would be read more than `max_epochs` times is capped and
-    its share goes to the others.
+    an epoch. The blends come one after the other, and the epochs of a document go on through all of them. What would
+    be read more than `max_epochs` times is capped and its share goes to the rest of its part, then to other parts;
+    the last blend is served first.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        mix: dict[str, float],
-        rows: int,
-        seq_len: int,
-        max_epochs: float,
-        bos_id: int,
-        seed: int,
+        self, folder: Path, blends: Sequence[Blend], seq_len: int, max_epochs: float, bos_id: int, seed: int
     ) -> None:
         self.seq_len, self.bos_id, self.seed = seq_len, bos_id, seed
-        self.parts = [part for part, share in mix.items() if share > 0]
-        self.tokens = {part: read_tokens(folder, part) for part in self.parts}
-        available = {part: max(0, (len(t) - 1) // seq_len) for part, t in self.tokens.items()}
-        counts = share_rows(rows, {part: mix[part] for part in self.parts}, available, max_epochs)
-        self.counts = dict(zip(self.parts, counts))
-        self.available = available
-        order = np.repeat(np.arange(len(self.parts), dtype=np.uint8), counts)
-        rng(seed, "mix").shuffle(order)
-        self._part = order
-        # how many rows of the same part come before row i
-        self._nth = np.zeros(rows, np.int64)
-        for number in range(len(self.parts)):
-            self._nth[order == number] = np.arange(counts[number])
-        self._permutations: dict[tuple[str, int], np.ndarray] = {}
+        parts = {part: None for blend in blends for part, share in blend.mix.items() if share > 0}
+        self.tokens = {part: read_tokens(folder, part) for part in parts}
+        weightings = [blend.weights for blend in blends]
+        self.pieces = cut_pieces(folder, {p: len(t) for p, t in self.tokens.items()}, weightings, seq_len)
+        caps = [int(piece.rows * max_epochs) for piece in self.pieces]
+        orders = []
+        for number, blend in reversed(list(enumerate(blends))):
+            counts = share_pieces(blend, number, self.pieces, caps, max_epochs)
+            caps = [cap - count for cap, count in zip(caps, counts)]
+            order = np.repeat(np.arange(len(self.pieces), dtype=np.min_scalar_type(len(self.pieces))), counts)
+            rng(seed, "mix", *([number] if number else [])).shuffle(order)
+            orders.append(order)
+        self._piece = np.concatenate(orders[::-1])
+        # how many rows of the same piece come before row i
+        self._nth = np.zeros(len(self._piece), np.int64)
+        for number in range(len(self.pieces)):
+            here = self._piece == number
+            self._nth[here] = np.arange(here.sum())
+        self._permutations: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
-        return len(self._part)
+        return len(self._piece)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each part in the whole of the training."""
+        counts = dict.fromkeys(self.tokens, 0)
+        for piece, count in zip(self.pieces, np.bincount(self._piece, minlength=len(self.pieces)).tolist()):
+            counts[piece.part] += count
+        return counts
 
     def rows(self, numbers: Sequence[int]) -> Batch:
         cut = np.stack([self._row(i) for i in numbers])
@@ -98,23 +128,63 @@ class Shards:
         return Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (tokens, labels, documents)))
 
     def _row(self, number: int) -> np.ndarray:
-        part = self.parts[self._part[number]]
-        epoch, place = divmod(int(self._nth[number]), self.available[part])
-        if (part, epoch) not in self._permutations:
-            permutation = rng(self.seed, "rows", part, epoch).permutation(self.available[part])
-            self._permutations[part, epoch] = permutation
-        start = int(self._permutations[part, epoch][place]) * self.seq_len
-        return self.tokens[part][start : start + self.seq_len + 1].astype(np.int64)
+        which = int(self._piece[number])
+        piece = self.pieces[which]
+        epoch, place = divmod(int(self._nth[number]), piece.rows)
+        if (which, epoch) not in self._permutations:
+            item = ("rows", piece.part, *([piece.start] if piece.start else []), epoch)
+            self._permutations[which, epoch] = rng(self.seed, *item).permutation(piece.rows)
+        start = piece.start + int(self._permutations[which, epoch][place]) * self.seq_len
+        return self.tokens[piece.part][start : start + self.seq_len + 1].astype(np.int64)
 
 
-def share_rows(rows: int, mix: dict[str, float], available: dict[str, int], max_epochs: float) -> list[int]:
-    """How many rows of each part make `rows` in all, near the mix, none above `max_epochs` of what it has."""
-    cap = {part: int(available[part] * max_epochs) for part in mix}
-    if sum(cap.values()) < rows:
+def cut_pieces(
+    folder: Path, lengths: dict[str, int], weightings: Sequence[dict[str, float]], seq_len: int
+) -> list[Piece]:
+    """Cut the parts, of so many tokens, where a weight changes: `groups` of shards.json says what lies where."""
+    groups: dict[str, list[dict[str, Any]]] = json.loads((folder / "shards.json").read_text()).get("groups", {})
+    named = (item for part in lengths for group in groups.get(part, []) for item in group.items())
+    known = {f"{column}:{name}" for column, name in named if isinstance(name, str)}
+    if odd := sorted({key for weights in weightings for key in weights} - known):
+        there = ", ".join(sorted(known)) or "no groups"
+        raise PunaError(f"pretrain.weights names {odd[0]!r}, which no document of these shards has; there are {there}")
+    pieces = []
+    for part, length in lengths.items():
+        runs: list[tuple[int, tuple[float, ...]]] = []  # where a run of equal weights starts
+        for group in groups.get(part, [{"start": 0}]):
+            weights = tuple(_weight(group, weighting) for weighting in weightings)
+            if not runs or runs[-1][1] != weights:
+                runs.append((group["start"], weights))
+        for (start, weights), end in zip(runs, [*(start for start, _ in runs[1:]), length]):
+            pieces.append(Piece(part, start, max(0, (end - start - 1) // seq_len), weights))
+    return pieces
+
+
+def _weight(group: dict[str, Any], weights: dict[str, float]) -> float:
+    return math.prod(weights.get(f"{column}:{name}", 1.0) for column, name in group.items())
+
+
+def share_pieces(blend: Blend, number: int, pieces: Sequence[Piece], caps: list[int], max_epochs: float) -> list[int]:
+    """How many rows of each piece make up the blend, which is the `number`th, none above its cap."""
+    caps = [cap if piece.weights[number] else 0 for piece, cap in zip(pieces, caps)]
+    shares = {part: share for part, share in blend.mix.items() if share > 0}
+    room = {part: sum(cap for piece, cap in zip(pieces, caps) if piece.part == part) for part in shares}
+    if sum(room.values()) < blend.rows:
         raise PunaError(
-            f"pretrain.tokens asks for {rows:,} rows but pretrain.max_epochs = {max_epochs:g} allows "
-            f"{sum(cap.values()):,} with this corpus; lower the tokens, raise max_epochs or bring more text"
+            f"pretrain.tokens asks for {blend.rows:,} rows but pretrain.max_epochs = {max_epochs:g} allows "
+            f"{sum(room.values()):,} with this corpus; lower the tokens, raise max_epochs or bring more text"
         )
+    counts = [0] * len(pieces)
+    for part, rows in zip(shares, share_rows(blend.rows, shares, room)):
+        here = [n for n, piece in enumerate(pieces) if piece.part == part and caps[n]]
+        inside = {str(n): pieces[n].weights[number] * pieces[n].rows for n in here}
+        for n, count in zip(here, share_rows(rows, inside, {str(n): caps[n] for n in here})):
+            counts[n] = count
+    return counts
+
+
+def share_rows(rows: int, mix: dict[str, float], cap: dict[str, int]) -> list[int]:
+    """How many rows of each name make `rows` in all, near the mix, none above its cap; the caps must allow it."""
     counts = dict.fromkeys(mix, 0)
     open_parts = {part for part in mix if cap[part]}
     while (left := rows - sum(counts.values())) > 0:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from puna.errors import PunaError
 from puna.model.llama import Llama
-from puna.recipe import Training
-from puna.train.batches import IGNORE, PackedChats, Shards, lay_out, pack, share_rows
+from puna.pretrain import blends
+from puna.recipe import Pretrain, Training
+from puna.train.batches import IGNORE, Blend, PackedChats, Shards, lay_out, pack, share_rows
 from puna.train.launch import World
 from puna.train.loop import rows_of
 from puna.train.losses import NextToken
@@ -38,12 +39,12 @@ def shards(tmp_path: Path) -> Path:
 
 
 def open_shards(folder: Path, rows: int, mix: dict[str, float], max_epochs: float = 9, seed: int = 1) -> Shards:
-    return Shards(folder, mix, rows, SEQ, max_epochs, BOS, seed)
+    return Shards(folder, [Blend(rows, mix)], SEQ, max_epochs, BOS, seed)
 
 
 def test_no_token_comes_twice_in_an_epoch(shards: Path):
     batches = open_shards(shards, 3 * 20, {"wiki": 1.0}, max_epochs=3)
-    assert batches.available["wiki"] == (30 + 1 + 90 + 42 + 4) // SEQ == 20
+    assert batches.pieces[0].rows == (30 + 1 + 90 + 42 + 4) // SEQ == 20
     stream = np.fromfile(shards / "wiki.bin", np.uint16)[: 20 * SEQ]
     tokens = batches.rows(range(60)).tokens.numpy().reshape(3, 20 * SEQ)
     for epoch in tokens:
@@ -75,13 +76,13 @@ def test_the_mix_is_honoured_throughout(shards: Path):
     from_wiki = np.array([bool(wiki & set(row)) for row in batches.rows(range(40)).tokens.tolist()])
     assert from_wiki.sum() == 30 == batches.counts["wiki"]
     assert 8 <= from_wiki[:20].sum() <= 19  # shuffled, not one part after the other
-    assert batches.parts == ["wiki", "math"]
+    assert [piece.part for piece in batches.pieces] == ["wiki", "math"]
 
 
 def test_a_part_that_runs_out_gives_its_share_to_the_others(shards: Path):
     batches = open_shards(shards, 20, {"wiki": 0.1, "code": 0.1, "math": 0.8}, max_epochs=1)
     assert batches.counts == {"wiki": 5, "code": 5, "math": 10}
-    assert batches.available["math"] == 10
+    assert batches.pieces[2].rows == 10
 
 
 def test_too_little_text_names_the_knobs(shards: Path):
@@ -120,9 +121,8 @@ parts = st.dictionaries(st.sampled_from("abcdef"), st.tuples(st.integers(1, 100)
 def test_share_rows_properties(parts: dict[str, tuple[int, int]], max_epochs: float, fill: float):
     mix = {part: share / 100 for part, (share, _) in parts.items()}
     cap = {part: int(have * max_epochs) for part, (_, have) in parts.items()}
-    available = {part: have for part, (_, have) in parts.items()}
     rows = int(fill * sum(cap.values()))
-    counts = dict(zip(mix, share_rows(rows, mix, available, max_epochs)))
+    counts = dict(zip(mix, share_rows(rows, mix, cap)))
     assert sum(counts.values()) == rows
     assert all(0 <= counts[part] <= cap[part] for part in mix)
     # nobody waits while another takes more than its share: the parts with room left hold equal counts per share
@@ -131,9 +131,86 @@ def test_share_rows_properties(parts: dict[str, tuple[int, int]], max_epochs: fl
     left = sum(counts[part] for part in roomy)
     for part in roomy:
         assert abs(counts[part] - left * mix[part] / total) <= 2 * len(mix)
-    if rows < sum(cap.values()):
-        with pytest.raises(PunaError):
-            share_rows(sum(cap.values()) + 1, mix, available, max_epochs)
+
+
+# -- weights and the anneal --
+
+GROUPS = {
+    "wiki": [
+        {"language": "en", "topic": "art", "source": "x", "start": 0, "tokens": 33},
+        {"language": "en", "topic": "law", "source": "x", "start": 33, "tokens": 91},
+        {"language": "en", "topic": "law", "source": "y", "start": 124, "tokens": 44},
+    ]
+}
+
+
+@pytest.fixture
+def grouped(shards: Path) -> Path:
+    (shards / "shards.json").write_text(json.dumps({"dtype": "uint16", "groups": GROUPS}))
+    return shards
+
+
+def read_from(batches: Shards, folder: Path, start: int, end: int) -> Counter[int]:
+    """How often each token of a range of wiki.bin was read, begin_of_text apart."""
+    wanted = set(np.fromfile(folder / "wiki.bin", np.uint16)[start:end].tolist()) - {BOS}
+    tokens = batches.rows(range(len(batches))).tokens.flatten().tolist()
+    return Counter(token for token in tokens if token in wanted)
+
+
+def test_without_weights_the_groups_change_nothing(shards: Path):
+    before = open_shards(shards, 60, {"wiki": 1.0}).rows(range(60)).tokens
+    (shards / "shards.json").write_text(json.dumps({"dtype": "uint16", "groups": GROUPS}))
+    assert torch.equal(open_shards(shards, 60, {"wiki": 1.0}).rows(range(60)).tokens, before)
+
+
+def test_weights_multiply_the_epochs_of_a_group(grouped: Path):
+    weights = {"topic:law": 2.0, "source:y": 2.0}
+    batches = Shards(grouped, [Blend(160, {"wiki": 0.75, "math": 0.25}, weights)], SEQ, 100, BOS, 1)
+    assert batches.counts == {"wiki": 120, "math": 40}  # weights move nothing between parts
+    assert [piece.rows for piece in batches.pieces] == [4, 11, 5, 10]
+    epochs = [
+        np.mean(list(read_from(batches, grouped, start, end).values()))
+        for start, end in [(0, 32), (33, 121), (124, 164)]
+    ]
+    assert epochs[1] / epochs[0] == pytest.approx(2, abs=0.15)
+    assert epochs[2] / epochs[0] == pytest.approx(4, abs=0.3)
+
+
+def test_weight_zero_leaves_a_group_out_and_caps_hold_for_each_group(grouped: Path):
+    batches = Shards(grouped, [Blend(30, {"wiki": 1.0}, {"topic:art": 0.0, "source:y": 9.0})], SEQ, 2, BOS, 1)
+    assert not read_from(batches, grouped, 0, 33)
+    assert max(read_from(batches, grouped, 124, 168).values()) == 2
+    assert len(batches) == 30
+    with pytest.raises(PunaError, match="max_epochs = 2 allows 32"):
+        Shards(grouped, [Blend(33, {"wiki": 1.0}, {"topic:art": 0.0})], SEQ, 2, BOS, 1)
+
+
+def test_a_weight_that_fits_nothing_is_an_error(grouped: Path):
+    with pytest.raises(PunaError, match=r"'topic:sport', which no document .* there are language:en, source:x"):
+        Shards(grouped, [Blend(3, {"wiki": 1.0}, {"topic:sport": 2.0})], SEQ, 2, BOS, 1)
+
+
+def test_the_anneal_comes_last_from_its_own_mix_and_the_epochs_go_on(grouped: Path):
+    first, last = Blend(20, {"wiki": 0.5, "code": 0.5}), Blend(8, {"math": 0.5, "wiki": 0.5}, {"topic:law": 0.0})
+    batches = Shards(grouped, [first, last], SEQ, 1, BOS, 1)
+    math = set(np.fromfile(grouped / "math.bin", np.uint16).tolist()) - {BOS}
+    from_math = [bool(math & set(row)) for row in batches.rows(range(28)).tokens.tolist()]
+    assert sum(from_math[20:]) == 4
+    assert not any(from_math[:20])
+    tokens = Counter(batches.rows(range(28)).tokens.flatten().tolist())
+    assert max(count for token, count in tokens.items() if token != BOS) == 1  # one epoch over both blends
+
+
+def test_the_recipe_names_the_blends():
+    knobs = Pretrain(tokens=1000, seq_len=10, batch_rows=4, anneal_tokens=205, anneal_mix={"math": 1.0})  # pyright: ignore
+    assert blends(knobs) == [Blend(80, knobs.mix, {}), Blend(20, {"math": 1.0}, {})]
+    assert blends(knobs.model_copy(update={"anneal_tokens": 0})) == [Blend(100, knobs.mix, {})]
+    with pytest.raises(ValueError, match="'color:red' = 2; write source:, language: or topic:NAME"):
+        Pretrain(weights={"color:red": 2})  # pyright: ignore
+    with pytest.raises(ValueError, match="anneal_mix and anneal_weights need anneal_tokens"):
+        Pretrain(anneal_mix={"math": 1.0})  # pyright: ignore
+    with pytest.raises(ValueError, match="anneal_mix={'math': 0.5} must be shares"):
+        Pretrain(anneal_mix={"math": 0.5}, anneal_tokens=5)  # pyright: ignore
 
 
 # -- chats --
