@@ -26,9 +26,12 @@ def connect(knobs: Corpus, work: Path) -> duckdb.DuckDBPyConnection:
 
 def scan(paths: Path | Iterable[Path], options: str = "") -> str:
     """SQL that reads Parquet files."""
-    listed = [paths] if isinstance(paths, Path) else list(paths)
-    quoted = ", ".join("'{}'".format(str(path).replace("'", "''")) for path in listed)
-    return f"read_parquet([{quoted}]{options})"
+    listed = [paths] if isinstance(paths, Path) else paths
+    return f"read_parquet([{', '.join(map(quote, listed))}]{options})"
+
+
+def quote(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 def columns_of(db: duckdb.DuckDBPyConnection, query: str) -> Iterator[list[np.ndarray]]:
