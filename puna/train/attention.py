@@ -1,14 +1,16 @@
-"""Attention for short rows in bf16 on a CPU, put in place of the model's while it trains.
+"""Attention on a CPU, put in place of the model's while it trains.
 
 PyTorch's fused kernel for CPUs spends most of its time outside the matrix products when rows are a few hundred tokens
-and heads small. Written as plain operations, which torch.compile fuses, and with the keys after a block of queries left
-out, the same sums take about half the time; fp32 gains nothing. benchmarks/README.md has the figures.
+and heads small. In bf16, plain operations, which torch.compile fuses, take about half the time when the keys after a
+block of queries are left out; fp32 gains nothing from that. Without torch.compile the kernel gains by being given each
+document alone: what the mask would throw away is not computed. benchmarks/README.md has the figures.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from puna.model.llama import Llama
@@ -41,12 +43,25 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return out.to(v.dtype).view(B, heads, S, D)
 
 
+def document_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """As block_attention, for a mask that divides each row into documents, each causal."""
+    B, heads, S, D = q.shape
+    starts = F.pad(~mask[:, 0].diagonal(-1, 1, 2), (1, 0), value=True).flatten().nonzero().flatten()
+    lengths = torch.diff(starts, append=starts.new_tensor([B * S])).tolist()
+    documents = zip(*(x.transpose(1, 2).flatten(0, 1).split(lengths) for x in (q, k, v)))  # [tokens, heads, D] each
+    parts = [
+        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in qkv), is_causal=True, enable_gqa=True)
+        for qkv in documents
+    ]
+    return torch.cat(parts, dim=2).view(heads, B, S, D).transpose(0, 1)
+
+
 @contextmanager
-def block_attention_in(model: Llama, wanted: bool) -> Iterator[None]:
-    """Let every layer use block_attention, if `wanted`, until the end of the block."""
-    layers = [layer.get_submodule("self_attn") for layer in model.layers] if wanted else []
+def attention_in(model: Llama, attend: Callable[..., Tensor] | None) -> Iterator[None]:
+    """Let every layer attend by this function, if it is one, until the end of the block."""
+    layers = [layer.get_submodule("self_attn") for layer in model.layers] if attend else []
     for attention in layers:
-        attention.__dict__["attend"] = block_attention  # hides the method, on this object only
+        attention.__dict__["attend"] = attend  # hides the method, on this object only
     try:
         yield
     finally:
@@ -54,5 +69,12 @@ def block_attention_in(model: Llama, wanted: bool) -> Iterator[None]:
             del attention.__dict__["attend"]
 
 
-def suits_block_attention(device: torch.device, dtype: torch.dtype, compiled: bool, seq_len: int) -> bool:
-    return device.type == "cpu" and dtype == torch.bfloat16 and compiled and seq_len <= LONGEST_ROW
+def choose_attention(
+    device: torch.device, dtype: torch.dtype, compiled: bool, seq_len: int
+) -> Callable[..., Tensor] | None:
+    """The quickest attention for training on rows of documents; None is the model's own."""
+    if device.type != "cpu":
+        return None
+    if not compiled:
+        return document_attention
+    return block_attention if dtype == torch.bfloat16 and seq_len <= LONGEST_ROW else None

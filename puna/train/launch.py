@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from puna.errors import PunaError
 from puna.machine import physical_cores
 from puna.recipe import Training
+from puna.train.shared import SharedVectors
 
 CPU = torch.device("cpu")
 
@@ -27,12 +29,29 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
+    neighbours: "Neighbours | None" = None
+
+    def vector(self, length: int) -> tuple[torch.Tensor, Callable[[], object]]:
+        """An fp32 vector of zeros, and what makes it the sum over processes: the quickest way there is."""
+        if self.neighbours:
+            shared = SharedVectors(length, self.rank, self.size, self.neighbours.barrier, self.neighbours.folder)
+            return shared.mine, shared.sum
+        vector = torch.zeros(length, device=self.device)
+        return vector, lambda: self.sum(vector)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What processes that share their machine's memory meet by."""
+
+    folder: Path
+    barrier: Any
 
 
 def count_processes(options: Training) -> int:
@@ -52,17 +71,18 @@ def count_processes(options: Training) -> int:
 def launch(function: Callable[..., None], processes: int, *args: Any) -> None:
     """Call function(world, *args) in every process and wait. `function` and `args` must be picklable."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun made the processes
-        _call(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://", None, function, args)
+        _call(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://", None, None, function, args)
     elif processes == 1:
         threads = torch.get_num_threads()
         try:
-            _call(0, 1, "", None, function, args)
+            _call(0, 1, "", None, None, function, args)
         finally:
             torch.set_num_threads(threads)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            meeting = f"file://{folder}/meeting"
-            arguments = (processes, meeting, os.getpid(), function, args)
+            barrier = torch.multiprocessing.get_context("spawn").Barrier(processes)
+            neighbours = Neighbours(Path(folder), barrier)
+            arguments = (processes, f"file://{folder}/meeting", os.getpid(), neighbours, function, args)
             try:
                 torch.multiprocessing.spawn(_call, arguments, nprocs=processes)
             except torch.multiprocessing.ProcessRaisedException as error:
@@ -72,7 +92,15 @@ def launch(function: Callable[..., None], processes: int, *args: Any) -> None:
                 raise
 
 
-def _call(rank: int, size: int, meeting: str, parent: int | None, function: Callable[..., None], args: tuple) -> None:
+def _call(
+    rank: int,
+    size: int,
+    meeting: str,
+    parent: int | None,
+    neighbours: Neighbours | None,
+    function: Callable[..., None],
+    args: tuple,
+) -> None:
     device = torch.device("cuda", rank % torch.cuda.device_count()) if torch.cuda.is_available() else CPU
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -86,7 +114,7 @@ def _call(rank: int, size: int, meeting: str, parent: int | None, function: Call
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, meeting, timedelta(minutes=10), world_size=size, rank=rank)
     try:
-        function(World(rank, size, device), *args)
+        function(World(rank, size, device, neighbours if device == CPU else None), *args)
     finally:
         if size > 1:
             dist.destroy_process_group()

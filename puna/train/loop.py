@@ -11,7 +11,7 @@ from puna.log import Log
 from puna.machine import can_compile, peak_flops, training_dtype
 from puna.model.llama import Llama, flops_per_token
 from puna.recipe import Training
-from puna.train.attention import block_attention_in, suits_block_attention
+from puna.train.attention import attention_in, choose_attention
 from puna.train.batches import Batch, Batches
 from puna.train.checkpoint import load_checkpoint, save_checkpoint
 from puna.train.launch import World
@@ -39,12 +39,13 @@ def train(
     if steps == 0:
         raise PunaError(f"{name} has {len(batches)} rows, fewer than one step of batch_rows = {options.batch_rows}")
     model.to(world.device).train()
-    gradient = flatten_gradients(model)
+    gradient, sum_gradient = world.vector(sum(p.numel() for p in trained(model)))
+    view_gradients(model, gradient)
     optimizer = make_optimizer(model, options)
     dtype = training_dtype(options, world.device)
     compiled = use_compile(options, world.device)
     hidden = torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
-    in_blocks = suits_block_attention(world.device, dtype, compiled, options.seq_len)
+    attend = choose_attention(world.device, dtype, compiled, options.seq_len)
     flops = flops_per_token(model.config, options.seq_len) * options.batch_tokens
     peak = peak_flops(world.device, dtype) * world.size
     first = load_checkpoint(work, model, optimizer, log)  # last: it restores the state of the random generator
@@ -54,7 +55,7 @@ def train(
             log.message(f"{name} goes on from step {first:,} of {steps:,}")
     saved = before = time.monotonic()
 
-    with log.progress(name, steps if world.rank == 0 else 0) as bar, block_attention_in(model, in_blocks):
+    with log.progress(name, steps if world.rank == 0 else 0) as bar, attention_in(model, attend):
         if world.rank == 0:
             bar.advance(first)
         for step in range(first, steps):
@@ -65,7 +66,7 @@ def train(
             gradient.zero_()
             for batch in micro_batches:
                 total += backward(model, hidden, loss, batch, counts, dtype)
-            world.sum(gradient)
+            sum_gradient()
             world.sum(total)
             norm = gradient.norm()
             if not math.isfinite(total.item() + norm.item()):
@@ -115,13 +116,15 @@ def rows_of(step: int, options: Training, world: World) -> list[range]:
     return [range(i, i + options.micro_rows) for i in range(first, first + share, options.micro_rows)]
 
 
-def flatten_gradients(model: torch.nn.Module) -> torch.Tensor:
+def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def view_gradients(model: torch.nn.Module, flat: torch.Tensor) -> None:
     """Make every gradient a view of one fp32 vector, so that its sum over processes and its norm are one call each."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    parameters = trained(model)
     for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters])):
         parameter.grad = piece.view_as(parameter)
-    return flat
 
 
 def use_compile(options: Training, device: torch.device) -> bool:

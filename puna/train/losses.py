@@ -32,16 +32,17 @@ def softmax_gradient(logits: Tensor, labels: Tensor, scale: Tensor) -> tuple[Ten
     """Log-probability of each label [n], and `scale` ([n] or scalar) times the gradient of its negative by the
     logits [n, vocab], in fp32.
 
-    Tokens labelled IGNORE have log-probability zero and no gradient. In place where it can be: without
-    torch.compile, every operation on [n, vocab] is a pass through memory.
+    Tokens labelled IGNORE have log-probability zero and no gradient.
     """
     kept = labels != IGNORE
     index = torch.where(kept, labels, 0)[:, None]
     log_probs = logits.log_softmax(-1)
-    picked = log_probs.gather(1, index)[:, 0]
-    gradient = log_probs.exp()
-    gradient = gradient.sub_(torch.zeros_like(gradient).scatter_(1, index, 1.0)).mul_((kept * scale)[:, None])
-    return torch.where(kept, picked, 0.0), gradient
+    picked = log_probs.gather(1, index)
+    if torch.compiler.is_compiling():  # all of this becomes one pass over [n, vocab]
+        gradient = log_probs.exp() - torch.zeros_like(log_probs).scatter_(1, index, 1.0)
+    else:  # every operation is a pass: in place, and nothing but the labels' own entries touched
+        gradient = log_probs.exp_().scatter_(1, index, picked.exp() - 1)
+    return torch.where(kept, picked[:, 0], 0.0), gradient.mul_((kept * scale)[:, None])
 
 
 def loss_chunk(hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
