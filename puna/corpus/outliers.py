@@ -8,7 +8,7 @@ up, and nothing else of the corpus is needed. With p the shares of a document's 
 
     D(p || q) = sum_k p_k log(p_k / q_k)
 
-is far too large for a short text, which cannot hold more than a few of the words there are: 64 words drawn from q itself
+is far too large for a short text, which cannot hold more than a few of the words there are: 64 words drawn from q alone
 have D = 3.2 nats in English. `divergence` takes this off: it is D minus what a text of so many words drawn from q has
 on average. A text like any other then has about the same value at any length.
 """

@@ -1,0 +1,267 @@
+"""Personal data in texts: found, and replaced by what it was (section 3.1.1 removes pages and domains full of it).
+
+    write to jane.roe@uni-bonn.de or call +49 228 73 1234   ->   write to <EMAIL> or call <PHONE>
+
+What a person has, and nobody else, is looked for by its form and its check digits; names and street addresses, which
+have neither, stay. Precision comes first, for a corpus is full of numbers that are nothing of the kind. Left alone on
+purpose are the addresses and numbers that documentation uses in place of real ones (example.com, 192.0.2.1,
+555-0123, the card 4242...), private and reserved IP addresses, networks (10.0.0.0/8), public name servers (8.8.8.8) and
+four-part versions (1.2.3.4).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from puna.corpus.filters import Text
+from puna.corpus.national_ids import find_national_ids, luhn
+from puna.recipe import Corpus, PersonalData
+
+Spans = Iterator[tuple[int, int]]
+
+PLACEHOLDERS: dict[PersonalData, str] = {
+    "email": "<EMAIL>",
+    "ip": "<IP>",
+    "iban": "<IBAN>",
+    "card": "<CARD>",
+    "national-id": "<NATIONAL_ID>",
+    "phone": "<PHONE>",
+}
+
+# Nine texts in ten hold nothing that could be a number of this kind: six digits, with little in between.
+SIX_DIGITS = re.compile(r"[0-9](?:[ ().\-/\u00a0]{0,2}[0-9]){5}")
+COLONS = re.compile(r":[0-9a-fA-F]{0,4}:")
+LETTERS_AND_DIGITS = re.compile(r"[0-9]{2}[A-Za-z][0-9]{2}[A-Za-z]")  # the Italian code has no six digits together
+
+
+def replace_pii(
+    text: str, language: str, kinds: Iterable[PersonalData] = tuple(PLACEHOLDERS)
+) -> tuple[str, Counter[str]]:
+    """The text with placeholders, and how many there are of each kind."""
+    found = find_pii(text, language, kinds)
+    if not found:
+        return text, Counter()
+    pieces, end = [], 0
+    for kind, start, stop in found:
+        pieces += text[end:start], PLACEHOLDERS[kind]
+        end = stop
+    return "".join(pieces) + text[end:], Counter(kind for kind, _, _ in found)
+
+
+def find_pii(
+    text: str, language: str, kinds: Iterable[PersonalData] = tuple(PLACEHOLDERS)
+) -> list[tuple[PersonalData, int, int]]:
+    """(kind, start, end) in order. Where two kinds overlap, the one that stands first in PLACEHOLDERS is taken."""
+    wanted = set(kinds)
+    taken: list[tuple[PersonalData, int, int]] = []
+    for kind in _possible(text):
+        if kind in wanted:
+            for start, end in FINDERS[kind](text, language):
+                if all(end <= first or last <= start for _, first, last in taken):
+                    taken.append((kind, start, end))
+    return sorted(taken, key=lambda item: item[1])
+
+
+def too_much_pii(found: Counter[str], text: Text, knobs: Corpus) -> str | None:
+    """`too-much-pii` for directories and leaks, of whose words too many were replaced."""
+    limit = knobs.rules_for(text.language).max_pii_fraction * len(text.words)
+    return "too-much-pii" if found.total() > max(2, limit) else None
+
+
+def _possible(text: str) -> Sequence[PersonalData]:
+    """The kinds that may be in a text, by a look at it: most hold none."""
+    kinds: list[PersonalData] = []
+    if "@" in text or "[at]" in text or "(at)" in text:
+        kinds.append("email")
+    if SIX_DIGITS.search(text):
+        return [*kinds, "ip", "iban", "card", "national-id", "phone"]
+    if COLONS.search(text):
+        kinds.append("ip")
+    if LETTERS_AND_DIGITS.search(text):
+        kinds.append("national-id")
+    return kinds
+
+
+# -- email -------------------------------------------------------------------------------------------------------------
+
+EMAIL = re.compile(
+    r"(?<![\w.+%/:=~-])[\w+%'-]+(?:\.[\w+%'-]+)*(?:@| ?(?:\[at\]|\(at\)) ?)"
+    r"(?:[^\W_](?:[\w-]*[^\W_])?(?:\.| ?(?:\[dot\]|\(dot\)) ?))+([^\W\d_]{2,24})(?![\w@]|-\w|:\w|\()"
+)
+# Endings of files, units of systemd and names that no public server has.
+NOT_DOMAINS = frozenset(
+    ("css", "example", "gif", "html", "internal", "invalid", "java", "jpeg", "jpg", "js", "json", "lan", "local",
+     "localhost", "mount", "png", "py", "service", "socket", "svg", "target", "test", "timer", "ts", "webp", "xml")
+)  # fmt: skip
+DOCUMENTATION = re.compile(
+    r"(?:^|\W)(?:example|your-?(?:domain|company|site)|my-?domain|domain|foo|bar)\.\w+$", re.IGNORECASE
+)
+
+
+def find_emails(text: str, language: str) -> Spans:
+    """Addresses, also those that hide their @ in brackets; not those of documentation, nor names with an @ in them."""
+    for match in EMAIL.finditer(text):
+        if match[1].lower() not in NOT_DOMAINS and not DOCUMENTATION.search(match[0]):
+            yield match.span()
+
+
+# -- IP addresses ------------------------------------------------------------------------------------------------------
+
+IPV4 = re.compile(r"(?<![\w.-])(?<!\w/)(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|\.[0-9]|-\w|/[0-9])")
+IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{1,4}:){2,7}(?::|(?::?[0-9a-fA-F]{1,4}){1,7}|:)(?![\w:]|\.[0-9])")
+VERSION = re.compile(
+    r"(?:\bv(?:er(?:s[ií]on)?)?|versione|release|firmware|build|driver|revision|update|patch)[ .:]*$", re.IGNORECASE
+)
+NAME_SERVERS = frozenset(("1.1.1.1", "1.0.0.1", "8.8.8.8", "8.8.4.4", "9.9.9.9", "208.67.222.222", "208.67.220.220"))
+
+
+def find_ips(text: str, language: str) -> Spans:
+    """Addresses of single machines in the public network."""
+    for match in IPV4.finditer(text):
+        address = _address(match[0])
+        if address is None or not address.is_global or address.is_multicast or match[0] in NAME_SERVERS:
+            continue
+        parts = [int(part) for part in match[0].split(".")]
+        # 1.2.3.4 is a version or a section; a network ends in 0
+        if parts[3] and max(parts) >= 100 and not VERSION.search(text, max(0, match.start() - 16), match.start()):
+            yield match.span()
+    if COLONS.search(text):
+        for match in IPV6.finditer(text):
+            address = _address(match[0])
+            whole = match[0].count(":") == 7 and "::" not in match[0]
+            if address and address.is_global and not address.is_multicast and (whole or match[0][0] in "23"):
+                yield match.span()
+
+
+def _address(written: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(written)
+    except ValueError:
+        return None
+
+
+# -- bank accounts and cards -------------------------------------------------------------------------------------------
+
+IBAN_START = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2})[0-9]{2}(?=[ -]?[A-Za-z0-9]{4})")
+IBAN_COUNTRIES = {
+    15: "NO", 16: "BE", 18: "DK FI FK FO GL NL SD", 19: "MK SI", 20: "AT BA EE KZ LT LU MN XK", 21: "CH CR HR LI LV",
+    22: "BG BH DE GB GE IE ME RS VA", 23: "AE GI IL IQ OM SO TL", 24: "AD CZ ES MD PK RO SA SE SK TN VG",
+    25: "LY PT ST", 26: "IS TR", 27: "BI DJ FR GR IT MC MR SM", 28: "AL AZ BY CY DO GT HU LB NI PL SV",
+    29: "BR EG PS QA UA", 30: "JO KW MU YE", 31: "MT SC", 32: "LC", 33: "RU",
+}  # fmt: skip
+"""By length (SWIFT's IBAN registry)."""
+IBAN_LENGTHS = {code: length for length, codes in IBAN_COUNTRIES.items() for code in codes.split()}
+CARD = re.compile(
+    r"(?<![\w.,/=+-])(?:[0-9]{12,19}|[0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{1,4}(?:\1[0-9]{1,3})?"
+    r"|[0-9]{4}([ -])[0-9]{6}\2[0-9]{4,5})(?![\w/=]|[.,-][0-9])"
+)
+# Issuers by their first digits, with the lengths of their numbers (ISO/IEC 7812).
+ISSUERS = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]\d{2}|222[1-9]|22[3-9]\d|2[3-6]\d{2}|27[01]\d|2720)\d{12}|3[47]\d{13}"
+    r"|(?:6011|64[4-9]\d|65\d{2})\d{12}|35(?:2[89]|[3-8]\d)\d{12}|(?:2131|1800)\d{11}|3(?:0[0-59]|[68]\d)\d{11}|62\d{14}"
+)
+CARD_WORDS = re.compile(
+    r"card|\bcc\b|credit|debit|visa|maestro|amex|carte|tarjeta|cartão|carta|karte|कार्ड|บัตร", re.IGNORECASE
+)
+# Numbers that payment companies print for tests.
+TEST_CARDS = frozenset(
+    ("4111111111111111", "4242424242424242", "4012888888881881", "4000056655665556", "5555555555554444",
+     "5105105105105100", "2223003122003222", "378282246310005", "371449635398431", "6011111111111117",
+     "6011000990139424", "30569309025904", "3530111333300000", "3566002020360505", "4444333322221111")
+)  # fmt: skip
+
+
+def find_ibans(text: str, language: str) -> Spans:
+    """Account numbers of the length of their country, in groups of four or in one piece, whose remainder is right."""
+    for match in IBAN_START.finditer(text):
+        length = IBAN_LENGTHS.get(match[1].upper())
+        if length is None:
+            continue
+        groups = r"[ -]?".join([r"[A-Za-z0-9]{4}"] * (length // 4 - 1)) + (
+            rf"[ -]?[A-Za-z0-9]{{{length % 4}}}" if length % 4 else ""
+        )
+        rest = re.compile(rf"[ -]?{groups}(?![A-Za-z0-9])").match(text, match.end())
+        if rest:
+            number = re.sub("[ -]", "", text[match.start() : rest.end()]).upper()
+            if int("".join(str(int(sign, 36)) for sign in number[4:] + number[:4])) % 97 == 1:
+                yield match.start(), rest.end()
+
+
+def find_cards(text: str, language: str) -> Spans:
+    """Numbers with the right check digit, of an issuer's first digits and length or beside a word for cards."""
+    for match in CARD.finditer(text):
+        number = re.sub("[ -]", "", match[0])
+        if not luhn(number) or number in TEST_CARDS or len(set(number)) < 3:
+            continue
+        if ISSUERS.fullmatch(number) or CARD_WORDS.search(text, max(0, match.start() - 60), match.end() + 30):
+            yield match.span()
+
+
+# -- telephones --------------------------------------------------------------------------------------------------------
+
+_AFTER = r"(?:(?: ?(?:x|ext\.?|extension) ?)[0-9]{1,6})?(?![\w]|[.,:/-][0-9])"
+INTERNATIONAL = re.compile(
+    r"(?<![\w.+/=-])(?<![0-9],)(?:\+ ?|00(?=[1-9][0-9]{0,2}[ .-]))\(?[1-9][0-9]{0,2}\)?(?:[ .\-/\u00a0]?\(0\))?"
+    r"(?:[ .\-/\u00a0]{0,2}\(?[0-9]{1,14}\)?){1,7}" + _AFTER,
+    re.IGNORECASE,
+)
+AMERICAN = re.compile(
+    r"(?<![\w.+/=-])(?<![0-9],)(?:1[ .-])?(?:\([0-9]{3}\) ?|[0-9]{3}-|[0-9]{3}\.(?=[0-9]{3}\.))[0-9]{3}[.-][0-9]{4}"
+    + _AFTER,
+    re.IGNORECASE,
+)
+TRUNK = re.compile(
+    r"(?<![\w.+/=-])(?<![0-9][, ])\(?0[1-9][0-9]{0,3}\)?(?:[ .\-/]|(?<=\)) ?)[0-9]{2,8}"
+    r"(?:([ .-])[0-9]{2,4}(?:\1[0-9]{2,4}){0,3})?" + _AFTER + "(?! [0-9])",
+    re.IGNORECASE,
+)
+LOCAL = r"\(?[0-9]{1,5}\)?(?:[ .\-/\u00a0]{0,2}\(?[0-9]{2,10}\)?){0,6}"
+NAMED = re.compile(
+    r"(?:(?<![^\W_])(?:tel|tele(?:f|ph)on[eo]?|tél(?:éphone)?|teléfono|phone|fax|mobiles?|mobil|móvil|cell(?:ulare)?|celular"
+    r"|handy|hotline|whatsapp|sms|тел|телефон|फ़ोन|फोन|मोबाइल)(?![^\W_])|[☎📞☏]|โทร(?:ศัพท์)?|電話|电话|手机)"
+    r"(?:[ .]?(?:no|nr|number|numéro|número|numero|nummer|#)\b)?[^\w\n]{0,4}\n?[^\w\n+]{0,4}"
+    r"(?:(?:is|at|on|:|ist|est|es|è|é)[ :]{1,2})?"
+    rf"(?P<number>\+?{LOCAL})" + _AFTER,
+    re.IGNORECASE,
+)
+CALLED = re.compile(
+    r"(?<!\w)(?:call|dial|ring|reach|text|phone|answer|contact|messages?)(?:s|ed|ing)?"
+    rf"(?: (?:me|us|him|her|them|back))?(?: (?:at|on|to))? (?P<number>{LOCAL}){_AFTER}",
+    re.IGNORECASE,
+)
+LABELLED = re.compile(
+    rf"(?<![\w.+/=-])(?<![0-9][, ])(?P<number>{LOCAL})[ -](?:office|fax|mobile|home|work|cell|desk)\b", re.IGNORECASE
+)
+DATE = re.compile(
+    r"(?:[0-9]{1,2}[./-][0-9]{1,2}[./-](?:19|20)?[0-9]{2}|(?:19|20)[0-9]{2}[./-][0-9]{1,2}[./-][0-9]{1,2})(?![.\-/]?[0-9])"
+)
+FICTION = re.compile(r"555[ .-]?01[0-9]{2}(?![0-9])|123[ .-]?456[ .-]?7890|(?<![0-9])0?123[ .-]?456789?")
+
+
+def find_phones(text: str, language: str) -> Spans:
+    """Numbers in the forms of other countries, of North America, with a leading 0, or beside a word that names them."""
+    for pattern, fewest, most in ((INTERNATIONAL, 8, 15), (AMERICAN, 10, 17), (TRUNK, 9, 12)):
+        for match in pattern.finditer(text):
+            if _is_phone(match[0], fewest, most):
+                yield match.span()
+    for pattern, fewest in ((NAMED, 6), (CALLED, 7), (LABELLED, 7)):
+        for match in pattern.finditer(text):
+            if _is_phone(match["number"], fewest, 15):
+                end = match.end("number") if pattern is LABELLED else match.end()
+                yield match.start("number"), end
+
+
+def _is_phone(written: str, fewest: int, most: int) -> bool:
+    digits = sum(map(str.isdecimal, re.split("[xe]", written, maxsplit=1, flags=re.IGNORECASE)[0]))
+    return fewest <= digits <= most and not DATE.match(written) and not FICTION.search(written)
+
+
+FINDERS: dict[PersonalData, Callable[[str, str], Spans]] = {
+    "email": find_emails,
+    "ip": find_ips,
+    "iban": find_ibans,
+    "card": find_cards,
+    "national-id": find_national_ids,
+    "phone": find_phones,
+}
