@@ -15,15 +15,17 @@ console = Console(stderr=True)
 class Bar:
     """A progress bar that also shows the newest figures."""
 
-    def __init__(self, progress: Progress, task: TaskID, total: int) -> None:
-        self._progress, self._task, self._total = progress, task, total
+    def __init__(self, progress: Progress, task: TaskID, total: int, quiet: bool) -> None:
+        self._progress, self._task, self._total, self._quiet = progress, task, total, quiet
         self._done = self._said = 0
 
     def advance(self, n: int = 1, note: str = "") -> None:
         self._progress.update(self._task, advance=n, note=note)
         self._done += n
         tenth = self._done * 10 // max(self._total, 1)
-        if not console.is_terminal and tenth > self._said:  # a log file gets ten lines, not ten thousand
+        if (
+            not (self._quiet or console.is_terminal) and tenth > self._said
+        ):  # a log file gets ten lines, not ten thousand
             self._said = tenth
             task = self._progress.tasks[self._task]
             console.print(f"  {task.description}: {self._done:,} of {self._total:,}  {note}", highlight=False)
@@ -32,24 +34,27 @@ class Bar:
 class Log:
     """Where a stage reports. It holds no open file, so it can be sent to another process.
 
+    A quiet one tells the terminal nothing: several side by side would write over each other.
+
     figures(step=..., **values) appends a line to FOLDER/STAGE.jsonl and to TensorBoard under FOLDER/tensorboard.
     These files hold times and speeds: they are no part of the artifact.
     """
 
-    def __init__(self, folder: Path, stage: str) -> None:
-        self.folder, self.stage = folder, stage
+    def __init__(self, folder: Path, stage: str, quiet: bool = False) -> None:
+        self.folder, self.stage, self.quiet = folder, stage, quiet
         self._board: Any = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "stage": self.stage, "_board": None}
+        return {"folder": self.folder, "stage": self.stage, "quiet": self.quiet, "_board": None}
 
     @property
     def path(self) -> Path:
         return self.folder / f"{self.stage}.jsonl"
 
     def message(self, text: str) -> None:
-        console.print(f"  {text}", highlight=False, soft_wrap=True)
+        if not self.quiet:
+            console.print(f"  {text}", highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Bar]:
@@ -61,9 +66,9 @@ class Log:
             TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=self.quiet or not console.is_terminal,
         ) as progress:
-            yield Bar(progress, progress.add_task(description, total=total, note=""), total)
+            yield Bar(progress, progress.add_task(description, total=total, note=""), total, self.quiet)
 
     def keep_until(self, step: int) -> None:
         """Drop the lines of steps after `step`: a resumed stage writes them again."""
