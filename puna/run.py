@@ -61,9 +61,9 @@ STAGES = (
     Stage("shards", "puna.corpus.shard:run", ("corpus", "tokenizer"), ("seed",)),
     Stage(
         "scaling",
-        "puna.scaling.sweep:run",
+        "puna.scaling.stage:run",
         ("shards", "tokenizer"),
-        ("scaling", "pretrain.mix", "seed"),
+        ("scaling", "pretrain.mix", "pretrain.weights", "seed"),
         optional=True,
     ),
     Stage("pretrain", "puna.pretrain:run", ("shards", "tokenizer"), ("model", "pretrain", "seed")),
@@ -80,7 +80,10 @@ STAGES = (
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 
-OPERATIONAL = ("checkpoint_seconds", "keep_checkpoints", "workers")
+OPERATIONAL = (
+    *("checkpoint_seconds", "keep_checkpoints", "workers"),
+    *("engine", "ray_address", "memory_gb", "work"),
+)
 """Knobs that cannot change a result: they are no reason to make anything again."""
 
 
