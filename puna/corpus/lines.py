@@ -93,7 +93,7 @@ class FrequentLines:
             dropped[places] = _contains(self._lines(group), keys[places])
         ends = np.cumsum(counts)
         kept = list(texts)
-        for number in np.unique(np.searchsorted(ends, np.flatnonzero(dropped), side="right")):
+        for number in map(int, np.unique(np.searchsorted(ends, np.flatnonzero(dropped), side="right"))):
             here = dropped[ends[number] - counts[number] : ends[number]]
             kept[number] = drop_lines(texts[number], here.tolist())
         return kept

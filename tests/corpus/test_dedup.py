@@ -19,9 +19,9 @@ from puna.recipe import Corpus
 
 from .conftest import prose
 
-KNOBS = Corpus()
+KNOBS = Corpus.model_validate({})
 # With bands of one row every pair at the threshold is a candidate, so that the result is that of brute force.
-ALL_PAIRS = Corpus(minhash_bands=112)
+ALL_PAIRS = Corpus.model_validate({"minhash_bands": 112})
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def test_the_file_is_the_same_to_the_byte(crowd: list[Doc], tmp_path: Path) -> N
     for number, (workers, shard, memory) in enumerate([(1, 7, 4.0), (3, 100, 0.2), (4, 1000, 1.0)]):
         work = tmp_path / str(number)
         work.mkdir()
-        knobs = Corpus(workers=workers, memory_gb=memory)
+        knobs = Corpus.model_validate({"workers": workers, "memory_gb": memory})
         keys = write_keys(crowd, work / "keys", knobs, shard)
         path = find_duplicates(keys, lambda docs: [crowd[doc].text for doc in docs], knobs, work)
         assert sorted(child.name for child in work.iterdir()) == ["duplicates.parquet", "keys"]
@@ -192,7 +192,7 @@ def test_nothing_in_nothing_out(tmp_path: Path) -> None:
 
 
 def test_signatures_of_another_recipe_are_refused(tmp_path: Path) -> None:
-    keys = write_keys([Doc("some words")], tmp_path / "keys", Corpus(minhash_permutations=64))
+    keys = write_keys([Doc("some words")], tmp_path / "keys", Corpus.model_validate({"minhash_permutations": 64}))
     with pytest.raises(PunaError, match=r"256 bytes, but corpus\.minhash_permutations = 112 makes 448"):
         find_duplicates(keys, lambda docs: [], KNOBS, tmp_path)
 
