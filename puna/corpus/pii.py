@@ -11,7 +11,7 @@ four-part versions (1.2.3.4).
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from puna.corpus.filters import Text
@@ -29,10 +29,17 @@ PLACEHOLDERS: dict[PersonalData, str] = {
     "phone": "<PHONE>",
 }
 
-# Nine texts in ten hold nothing that could be a number of this kind: six digits, with little in between.
-SIX_DIGITS = re.compile(r"[0-9](?:[ ().\-/\u00a0]{0,2}[0-9]){5}")
+# Where to look: most texts have few such places, so that the careful patterns see little of them.
+SIGN_AT = re.compile(r"@|\[at\]|\(at\)")
+SIX_DIGITS = re.compile(r"[0-9](?:[ ().\-/\u00a0]{0,2}[0-9]){5,}")
 COLONS = re.compile(r":[0-9a-fA-F]{0,4}:")
-LETTERS_AND_DIGITS = re.compile(r"[0-9]{2}[A-Za-z][0-9]{2}[A-Za-z]")  # the Italian code has no six digits together
+# British, Spanish, Mexican and Italian codes begin with letters; the last has no six digits together.
+LETTERS_FIRST = re.compile(
+    r"(?<![A-Za-z0-9])(?:[A-Za-z]{2}(?: ?[0-9]{2}){3} ?[A-Da-d](?![A-Za-z0-9])|[XYZ]-?[0-9]{7}|[A-Z]{4}[0-9]{6}"
+    r"|[A-Za-z]{6}[0-9L-V]{2}[A-Za-z][0-9L-V]{2}[A-Za-z])"
+)
+LETTERS_BETWEEN = re.compile(r"[0-9]{2}[A-Za-z][0-9]{2}[A-Za-z]")
+BEFORE, AFTER = 80, 60  # characters around a place, for the words that say what it is
 
 
 def replace_pii(
@@ -53,13 +60,16 @@ def find_pii(
     text: str, language: str, kinds: Iterable[PersonalData] = tuple(PLACEHOLDERS)
 ) -> list[tuple[PersonalData, int, int]]:
     """(kind, start, end) in order. Where two kinds overlap, the one that stands first in PLACEHOLDERS is taken."""
-    wanted = set(kinds)
+    found = []
+    for possible, start, end in _places(text):
+        piece = text[start:end]
+        for kind in possible & set(kinds):
+            found += [(kind, start + first, start + last) for first, last in FINDERS[kind](piece, language)]
+    ranks = {kind: rank for rank, kind in enumerate(PLACEHOLDERS)}
     taken: list[tuple[PersonalData, int, int]] = []
-    for kind in _possible(text):
-        if kind in wanted:
-            for start, end in FINDERS[kind](text, language):
-                if all(end <= first or last <= start for _, first, last in taken):
-                    taken.append((kind, start, end))
+    for kind, start, end in sorted(set(found), key=lambda item: (ranks[item[0]], item[1], -item[2])):
+        if all(end <= first or last <= start for _, first, last in taken):
+            taken.append((kind, start, end))
     return sorted(taken, key=lambda item: item[1])
 
 
@@ -69,18 +79,48 @@ def too_much_pii(found: Counter[str], text: Text, knobs: Corpus) -> str | None:
     return "too-much-pii" if found.total() > max(2, limit) else None
 
 
-def _possible(text: str) -> Sequence[PersonalData]:
-    """The kinds that may be in a text, by a look at it: most hold none."""
-    kinds: list[PersonalData] = []
-    if "@" in text or "[at]" in text or "(at)" in text:
-        kinds.append("email")
-    if SIX_DIGITS.search(text):
-        return [*kinds, "ip", "iban", "card", "national-id", "phone"]
-    if COLONS.search(text):
-        kinds.append("ip")
-    if LETTERS_AND_DIGITS.search(text):
-        kinds.append("national-id")
-    return kinds
+def _places(text: str) -> Iterator[tuple[set[PersonalData], int, int]]:
+    """Pieces of a text, and what may be in them."""
+    if "@" in text or "at]" in text or "at)" in text:
+        yield from _pieces({"email"}, text, SIGN_AT.finditer(text))
+    if ":" in text:
+        yield from _pieces({"ip"}, text, COLONS.finditer(text))
+    runs = list(SIX_DIGITS.finditer(text))
+    yield from _pieces(
+        {"ip", "card", "national-id", "phone"}, text, (run for run in runs if _begins(text, run.start()))
+    )
+    if runs or LETTERS_BETWEEN.search(text):
+        yield from _pieces({"iban"}, text, (m for m in IBAN_START.finditer(text) if m[1].upper() in IBAN_LENGTHS))
+        yield from _pieces({"national-id"}, text, LETTERS_FIRST.finditer(text))
+
+
+def _pieces(
+    kinds: set[PersonalData], text: str, places: Iterable[re.Match[str]]
+) -> Iterator[tuple[set[PersonalData], int, int]]:
+    """(kinds, start, end) around each place, joined where they overlap."""
+    start, end = 0, -1
+    for place in places:
+        first, last = max(0, place.start() - BEFORE), place.end() + AFTER
+        if first > end >= 0:
+            yield kinds, *_whole_words(text, start, end)
+        start, end = (start if 0 <= first <= end else first), last
+    if end >= 0:
+        yield kinds, *_whole_words(text, start, end)
+
+
+def _begins(text: str, place: int) -> bool:
+    """Whether a number begins here, not the end of a name such as id1168466."""
+    before = text[place - 1] if place else " "
+    return not (before.isascii() and (before.isalnum() or before == "_"))
+
+
+def _whole_words(text: str, start: int, end: int) -> tuple[int, int]:
+    """Move the ends out of words and numbers, which would look like others when cut."""
+    while start and not text[start - 1].isspace() and end - start < 2000:
+        start -= 1
+    while end < len(text) and not text[end].isspace() and end - start < 2000:
+        end += 1
+    return start, min(end, len(text))
 
 
 # -- email -------------------------------------------------------------------------------------------------------------
@@ -95,7 +135,8 @@ NOT_DOMAINS = frozenset(
      "localhost", "mount", "png", "py", "service", "socket", "svg", "target", "test", "timer", "ts", "webp", "xml")
 )  # fmt: skip
 DOCUMENTATION = re.compile(
-    r"(?:^|\W)(?:example|your-?(?:domain|company|site)|my-?domain|domain|foo|bar)\.\w+$", re.IGNORECASE
+    r"(?:^|\W)(?:exam?ple|exemplo|exemple|ejemplo|esempio|beispiel|foo|bar|(?:your|my|some)?-?(?:domain|company|site))\.\w+$",
+    re.IGNORECASE,
 )
 
 
@@ -123,15 +164,19 @@ def find_ips(text: str, language: str) -> Spans:
         if address is None or not address.is_global or address.is_multicast or match[0] in NAME_SERVERS:
             continue
         parts = [int(part) for part in match[0].split(".")]
-        # 1.2.3.4 is a version or a section; a network ends in 0
-        if parts[3] and max(parts) >= 100 and not VERSION.search(text, max(0, match.start() - 16), match.start()):
+        # 1.2.3.4 and 28.0.0.137 are versions or sections; a network ends in 0
+        if (
+            parts[3]
+            and (parts[1] or parts[2])
+            and max(parts) >= 100
+            and not VERSION.search(text, max(0, match.start() - 16), match.start())
+        ):
             yield match.span()
-    if COLONS.search(text):
-        for match in IPV6.finditer(text):
-            address = _address(match[0])
-            whole = match[0].count(":") == 7 and "::" not in match[0]
-            if address and address.is_global and not address.is_multicast and (whole or match[0][0] in "23"):
-                yield match.span()
+    for match in IPV6.finditer(text):
+        address = _address(match[0])
+        whole = match[0].count(":") == 7 and "::" not in match[0]
+        if address and address.is_global and not address.is_multicast and (whole or match[0][0] in "23"):
+            yield match.span()
 
 
 def _address(written: str) -> IPv4Address | IPv6Address | None:
