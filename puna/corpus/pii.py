@@ -12,7 +12,8 @@ four-part versions (1.2.3.4).
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
+from string import ascii_letters, digits
 
 from puna.corpus.filters import Text
 from puna.corpus.national_ids import find_national_ids, luhn
@@ -40,6 +41,8 @@ LETTERS_FIRST = re.compile(
 )
 LETTERS_BETWEEN = re.compile(r"[0-9]{2}[A-Za-z][0-9]{2}[A-Za-z]")
 BEFORE, AFTER = 80, 60  # characters around a place, for the words that say what it is
+WORDY = frozenset(f"{ascii_letters}{digits}_@.+-%")
+LONGEST = 1000  # of what looks like one word
 
 
 def replace_pii(
@@ -116,9 +119,9 @@ def _begins(text: str, place: int) -> bool:
 
 def _whole_words(text: str, start: int, end: int) -> tuple[int, int]:
     """Move the ends out of words and numbers, which would look like others when cut."""
-    while start and not text[start - 1].isspace() and end - start < 2000:
+    while start and text[start - 1] in WORDY and end - start < LONGEST:
         start -= 1
-    while end < len(text) and not text[end].isspace() and end - start < 2000:
+    while end < len(text) and text[end] in WORDY and end - start < LONGEST:
         end += 1
     return start, min(end, len(text))
 
@@ -129,11 +132,17 @@ EMAIL = re.compile(
     r"(?<![\w.+%/:=~-])[\w+%'-]+(?:\.[\w+%'-]+)*(?:@| ?(?:\[at\]|\(at\)) ?)"
     r"(?:[^\W_](?:[\w-]*[^\W_])?(?:\.| ?(?:\[dot\]|\(dot\)) ?))+([^\W\d_]{2,24})(?![\w@]|-\w|:\w|\()"
 )
-# Endings of files, units of systemd and names that no public server has.
-NOT_DOMAINS = frozenset(
-    ("css", "example", "gif", "html", "internal", "invalid", "java", "jpeg", "jpg", "js", "json", "lan", "local",
-     "localhost", "mount", "png", "py", "service", "socket", "svg", "target", "test", "timer", "ts", "webp", "xml")
-)  # fmt: skip
+# Two letters are a country; of the others those that people have addresses in, for names in code have any ending.
+NOT_COUNTRIES = frozenset(("js", "ts"))
+_DOMAINS = """
+    academy aero agency app art asia berlin biz blog business cafe care cat center church click cloud club coach com
+    community company consulting coop design dev digital earth edu education email energy engineering events expert
+    family farm finance fund fyi global gmbh gov group guide health help host house info ink institute int
+    international jobs law legal life link live london ltd marketing media mil mobi museum name net network news ngo
+    nyc one online ong org page photo photography press pro productions ren rocks run sale school science services shop
+    site social software solutions space store studio support systems team tech technology tel today tokyo top tours
+    travel university uno ventures website wien wiki work works world xyz yoga zone"""
+DOMAINS = frozenset(_DOMAINS.split())
 DOCUMENTATION = re.compile(
     r"(?:^|\W)(?:exam?ple|exemplo|exemple|ejemplo|esempio|beispiel|foo|bar|(?:your|my|some)?-?(?:domain|company|site))\.\w+$",
     re.IGNORECASE,
@@ -143,14 +152,16 @@ DOCUMENTATION = re.compile(
 def find_emails(text: str, language: str) -> Spans:
     """Addresses, also those that hide their @ in brackets; not those of documentation, nor names with an @ in them."""
     for match in EMAIL.finditer(text):
-        if match[1].lower() not in NOT_DOMAINS and not DOCUMENTATION.search(match[0]):
+        ending = match[1].lower()
+        country = (len(ending) == 2 and ending not in NOT_COUNTRIES) or not ending.isascii()
+        if (country or ending in DOMAINS) and not DOCUMENTATION.search(match[0]):
             yield match.span()
 
 
 # -- IP addresses ------------------------------------------------------------------------------------------------------
 
 IPV4 = re.compile(r"(?<![\w.-])(?<!\w/)(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|\.[0-9]|-\w|/[0-9])")
-IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{1,4}:){2,7}(?::|(?::?[0-9a-fA-F]{1,4}){1,7}|:)(?![\w:]|\.[0-9])")
+IPV6 = re.compile(r"(?<![\w:.])[0-9a-fA-F:]{6,39}+(?![\w:]|\.[0-9])")
 VERSION = re.compile(
     r"(?:\bv(?:er(?:s[ií]on)?)?|versione|release|firmware|build|driver|revision|update|patch)[ .:]*$", re.IGNORECASE
 )
@@ -160,30 +171,25 @@ NAME_SERVERS = frozenset(("1.1.1.1", "1.0.0.1", "8.8.8.8", "8.8.4.4", "9.9.9.9",
 def find_ips(text: str, language: str) -> Spans:
     """Addresses of single machines in the public network."""
     for match in IPV4.finditer(text):
-        address = _address(match[0])
-        if address is None or not address.is_global or address.is_multicast or match[0] in NAME_SERVERS:
-            continue
-        parts = [int(part) for part in match[0].split(".")]
-        # 1.2.3.4 and 28.0.0.137 are versions or sections; a network ends in 0
-        if (
-            parts[3]
-            and (parts[1] or parts[2])
-            and max(parts) >= 100
-            and not VERSION.search(text, max(0, match.start() - 16), match.start())
-        ):
-            yield match.span()
+        version = VERSION.search(text, max(0, match.start() - 16), match.start())
+        if _is_public(match[0]) and match[0] not in NAME_SERVERS and not version:
+            a, b, c, d = map(int, match[0].split("."))
+            # 1.2.3.4 and 28.0.0.137 are versions or sections; a network ends in 0
+            if max(a, b, c, d) >= 100 and (b or c) and d:
+                yield match.span()
     for match in IPV6.finditer(text):
-        address = _address(match[0])
+        # what is shortened may also be a name such as add::cafe, unless it begins as those that are given out
         whole = match[0].count(":") == 7 and "::" not in match[0]
-        if address and address.is_global and not address.is_multicast and (whole or match[0][0] in "23"):
+        if (whole or match[0][0] in "23") and match[0].count(":") > 1 and _is_public(match[0]):
             yield match.span()
 
 
-def _address(written: str) -> IPv4Address | IPv6Address | None:
+def _is_public(written: str) -> bool:
     try:
-        return ip_address(written)
+        address = ip_address(written)
     except ValueError:
-        return None
+        return False
+    return address.is_global and not address.is_multicast
 
 
 # -- bank accounts and cards -------------------------------------------------------------------------------------------
@@ -223,10 +229,10 @@ def find_ibans(text: str, language: str) -> Spans:
         length = IBAN_LENGTHS.get(match[1].upper())
         if length is None:
             continue
-        groups = r"[ -]?".join([r"[A-Za-z0-9]{4}"] * (length // 4 - 1)) + (
-            rf"[ -]?[A-Za-z0-9]{{{length % 4}}}" if length % 4 else ""
-        )
-        rest = re.compile(rf"[ -]?{groups}(?![A-Za-z0-9])").match(text, match.end())
+        rest = re.compile(
+            rf"(?:[ -]?[A-Za-z0-9]{{4}}){{{length // 4 - 1}}}(?:[ -]?[A-Za-z0-9]{{{length % 4}}}){{{min(1, length % 4)}}}"
+            "(?![A-Za-z0-9])"
+        ).match(text, match.end())
         if rest:
             number = re.sub("[ -]", "", text[match.start() : rest.end()]).upper()
             if int("".join(str(int(sign, 36)) for sign in number[4:] + number[:4])) % 97 == 1:
@@ -239,8 +245,13 @@ def find_cards(text: str, language: str) -> Spans:
         number = re.sub("[ -]", "", match[0])
         if not luhn(number) or number in TEST_CARDS or len(set(number)) < 3:
             continue
-        if ISSUERS.fullmatch(number) or CARD_WORDS.search(text, max(0, match.start() - 60), match.end() + 30):
-            yield match.span()
+        start, end = match.span()
+        row = (
+            text[max(0, start - 2) : start].strip().isdecimal() or text[end : end + 2].strip().isdecimal()
+        )  # of a table
+        named = CARD_WORDS.search(text, max(0, start - 60), end + 30)
+        if named or (ISSUERS.fullmatch(number) and not row):
+            yield start, end
 
 
 # -- telephones --------------------------------------------------------------------------------------------------------
@@ -248,7 +259,7 @@ def find_cards(text: str, language: str) -> Spans:
 _AFTER = r"(?:(?: ?(?:x|ext\.?|extension) ?)[0-9]{1,6})?(?![\w]|[.,:/-][0-9])"
 INTERNATIONAL = re.compile(
     r"(?<![\w.+/=-])(?<![0-9],)(?:\+ ?|00(?=[1-9][0-9]{0,2}[ .-]))\(?[1-9][0-9]{0,2}\)?(?:[ .\-/\u00a0]?\(0\))?"
-    r"(?:[ .\-/\u00a0]{0,2}\(?[0-9]{1,14}\)?){1,7}" + _AFTER,
+    r"(?:[ .\-/\u00a0]{0,2}\(?[0-9]++\)?){1,7}" + _AFTER,
     re.IGNORECASE,
 )
 AMERICAN = re.compile(
@@ -261,7 +272,8 @@ TRUNK = re.compile(
     r"(?:([ .-])[0-9]{2,4}(?:\1[0-9]{2,4}){0,3})?" + _AFTER + "(?! [0-9])",
     re.IGNORECASE,
 )
-LOCAL = r"\(?[0-9]{1,5}\)?(?:[ .\-/\u00a0]{0,2}\(?[0-9]{2,10}\)?){0,6}"
+# Runs of digits are taken whole (++), so that there is one way to read a number.
+LOCAL = r"\(?[0-9]++\)?(?:[ .\-/\u00a0]{0,2}\(?[0-9]{2,}+\)?){0,6}"
 NAMED = re.compile(
     r"(?:(?<![^\W_])(?:tel|tele(?:f|ph)on[eo]?|tél(?:éphone)?|teléfono|phone|fax|mobiles?|mobil|móvil|cell(?:ulare)?|celular"
     r"|handy|hotline|whatsapp|sms|тел|телефон|फ़ोन|फोन|मोबाइल)(?![^\W_])|[☎📞☏]|โทร(?:ศัพท์)?|電話|电话|手机)"
@@ -299,7 +311,8 @@ def find_phones(text: str, language: str) -> Spans:
 
 def _is_phone(written: str, fewest: int, most: int) -> bool:
     digits = sum(map(str.isdecimal, re.split("[xe]", written, maxsplit=1, flags=re.IGNORECASE)[0]))
-    return fewest <= digits <= most and not DATE.match(written) and not FICTION.search(written)
+    whole = fewest <= digits <= most and written.count("(") == written.count(")")
+    return whole and not DATE.match(written) and not FICTION.search(written)
 
 
 FINDERS: dict[PersonalData, Callable[[str, str], Spans]] = {
