@@ -10,6 +10,7 @@ two share one by a chance of 3%.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from puna.recipe import Corpus
 COUNTS = pa.schema({"language": pa.string(), "bucket": pa.int32(), "line": pa.uint64(), "count": pa.int64()})
 FREQUENT = pa.schema({"language": pa.string(), "bucket": pa.int32(), "line": pa.uint64()})
 BLANK = np.uint64(xxhash.xxh3_64_intdigest(b""))
-BLOCK = 1 << 20  # characters of the texts whose lines are hashed at once
+BLOCK = 1 << 18  # characters of the texts whose lines are hashed at once
 
 
 def line_keys(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -82,47 +83,68 @@ class FrequentLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.loaded: dict[tuple[str, int], np.ndarray] = {}
+        self.loaded: dict[tuple[str, int], _Set] = {}
 
     def drop(self, texts: Sequence[str], languages: Sequence[str], buckets: np.ndarray) -> list[str]:
-        """The texts without their frequent lines; one without any is returned as it is."""
+        """The texts without their frequent lines; one without any is returned as it is.
+
+        Where a line goes, the blank line after it goes too if another blank line, or nothing, stands before it.
+        """
         keys, counts = line_keys(texts)
         dropped = np.zeros(len(keys), bool)
         for group, here in _groups(languages, buckets):
-            places = np.flatnonzero(np.repeat(here, counts))
-            dropped[places] = _contains(self._lines(group), keys[places])
+            frequent, places = self._lines(group), np.flatnonzero(np.repeat(here, counts))
+            dropped[places] = frequent.contains(keys[places])
         ends = np.cumsum(counts)
+        stays = ~dropped & ~_blank_after(dropped, keys == BLANK, ends - counts)
         kept = list(texts)
         for number in map(int, np.unique(np.searchsorted(ends, np.flatnonzero(dropped), side="right"))):
-            here = dropped[ends[number] - counts[number] : ends[number]]
-            kept[number] = drop_lines(texts[number], here.tolist())
+            first, last = ends[number] - counts[number], ends[number]
+            left = "\n".join(compress(texts[number].split("\n"), stays[first:last].tolist()))
+            kept[number] = left.rstrip("\n") if dropped[last - 1] else left
         return kept
 
-    def _lines(self, group: tuple[str, int]) -> np.ndarray:
-        """[lines] uint64, sorted."""
+    def _lines(self, group: tuple[str, int]) -> "_Set":
         if group not in self.loaded:
             chosen = [("language", "=", group[0]), ("bucket", "=", group[1])]
-            self.loaded[group] = pq.read_table(self.path, columns=["line"], filters=chosen)["line"].to_numpy()
+            self.loaded[group] = _Set(pq.read_table(self.path, columns=["line"], filters=chosen)["line"].to_numpy())
         return self.loaded[group]
 
 
-def drop_lines(text: str, dropped: Sequence[bool]) -> str:
-    """A text without the lines so marked, the others in their order. Where a line goes, the blank line after it goes
-    too if another blank line, or nothing, stands before it."""
-    kept: list[str] = []
-    cut = False
-    for line, drop in zip(text.split("\n"), dropped):
-        if drop:
-            cut = True
-            continue
-        blank = not line.strip()
-        if cut and blank and (not kept or not kept[-1].strip()):
-            continue
-        kept.append(line)
-        cut = False
-    while cut and kept and not kept[-1].strip():
-        kept.pop()
-    return "\n".join(kept)
+class _Set:
+    """Sorted numbers, behind a table of their lower bits that tells most others at once."""
+
+    def __init__(self, members: np.ndarray) -> None:
+        self.members = members
+        size = 1 << min(24, (64 * len(members)).bit_length())
+        self.mask = np.uint64(size - 1)
+        self.likely = np.zeros(size, bool)
+        self.likely[members & self.mask] = True
+
+    def contains(self, keys: np.ndarray) -> np.ndarray:
+        """[keys] bool"""
+        found = self.likely[keys & self.mask]
+        likely = np.flatnonzero(found)
+        if len(likely):
+            places = np.searchsorted(self.members, keys[likely])
+            found[likely] = self.members.take(places, mode="clip") == keys[likely]
+        return found
+
+
+def _blank_after(dropped: np.ndarray, blank: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """[lines] bool: blank lines right after dropped ones before which there is a blank line or the text starts.
+
+    starts: [texts] number of each text's first line.
+    """
+    after = np.zeros(len(dropped), bool)
+    after[1:] = dropped[:-1]
+    after[starts] = False
+    places = np.flatnonzero(after & blank)
+    before = np.maximum.accumulate(np.where(dropped, -1, np.arange(len(dropped))))[places - 1]  # the last that stays
+    first = starts[np.searchsorted(starts, places, side="right") - 1]
+    gone = np.zeros(len(dropped), bool)
+    gone[places[(before < first) | blank[before]]] = True
+    return gone
 
 
 def _hash_lines(texts: list[str]) -> np.ndarray:
@@ -138,11 +160,3 @@ def _groups(languages: Sequence[str], buckets: np.ndarray) -> Iterator[tuple[tup
     of_bucket = np.asarray(buckets)
     for language, bucket in sorted(set(zip(languages, of_bucket.tolist()))):
         yield (language, bucket), (of_language == language) & (of_bucket == bucket)
-
-
-def _contains(lines: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """[keys] bool: is it among the sorted lines?"""
-    if not len(lines):
-        return np.zeros(len(keys), bool)
-    places = np.minimum(np.searchsorted(lines, keys), len(lines) - 1)
-    return lines[places] == keys

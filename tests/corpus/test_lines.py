@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.corpus.lines import FrequentLines, buckets, count_lines, drop_lines, frequent_lines, line_keys
+from puna.corpus.lines import FrequentLines, buckets, count_lines, frequent_lines, line_keys
 from puna.recipe import Corpus
 
 LINES = st.sampled_from(
@@ -77,21 +77,25 @@ def test_a_line_is_dropped_from_the_seventh_time_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "dropped", "left"),
+    ("text", "left"),
     [
-        ("a\n\nx\n\nb", "x", "a\n\nb"),
-        ("x\n\na", "x", "a"),
-        ("a\n\nx", "x", "a"),
-        ("a\nx\nb", "x", "a\nb"),
-        ("a\n\n\n\nb", "", "a\n\n\n\nb"),
-        ("a\n\nx\n\ny\n\nb", "xy", "a\n\nb"),
-        ("a\nx\n\nb", "x", "a\n\nb"),
-        ("x\n\ny", "xy", ""),
-        ("\n  a\n\n\n  b\n", "", "\n  a\n\n\n  b\n"),
+        ("a\n\nx\n\nb", "a\n\nb"),
+        ("x\n\na", "a"),
+        ("a\n\nx", "a"),
+        ("a\nx\nb", "a\nb"),
+        ("a\n\nx\n\ny\n\nb", "a\n\nb"),
+        ("a\nx\n\nb", "a\n\nb"),
+        ("a\n\nx\ny\nb", "a\n\nb"),
+        ("x\n\ny", ""),
+        ("a\n\nx\n\ny", "a"),
+        ("\n  a\n\n\n  b\n", "\n  a\n\n\n  b\n"),
     ],
 )
-def test_no_gap_is_left_where_a_line_went(text: str, dropped: str, left: str) -> None:
-    assert drop_lines(text, [line in set(dropped) for line in text.split("\n")]) == left
+def test_no_gap_is_left_where_a_line_went(text: str, left: str, tmp_path: Path) -> None:
+    """Beside texts that end and start otherwise."""
+    docs = [("c\n", "en"), (text, "en"), ("\nd", "en"), ("x\ny\nx\ny\nx\ny", "en")]
+    once = Corpus.model_validate({"line_repeats": 2})
+    assert run(docs, tmp_path, once) == ["c\n", left, "\nd", ""]
 
 
 def test_many_texts_are_hashed_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
