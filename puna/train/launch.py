@@ -17,7 +17,7 @@ import torch.distributed as dist
 from puna.errors import PunaError
 from puna.machine import physical_cores
 from puna.recipe import Training
-from puna.train.shared import SharedVectors
+from puna.train.shared import Neighbours, SharedVectors
 
 CPU = torch.device("cpu")
 
@@ -29,29 +29,23 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
-    neighbours: "Neighbours | None" = None
+    neighbours: Neighbours | None = None
 
     def vector(self, length: int) -> tuple[torch.Tensor, Callable[[], object]]:
         """An fp32 vector of zeros, and what makes it the sum over processes: the quickest way there is."""
         if self.neighbours:
-            shared = SharedVectors(length, self.rank, self.size, self.neighbours.barrier, self.neighbours.folder)
+            shared = SharedVectors(length, self.rank, self.size, self.neighbours)
             return shared.mine, shared.sum
         vector = torch.zeros(length, device=self.device)
         return vector, lambda: self.sum(vector)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over processes, in place."""
+        """Sum of a small tensor over processes, in place."""
+        if self.neighbours:
+            return self.neighbours.sum(tensor)
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """What processes that share their machine's memory meet by."""
-
-    folder: Path
-    barrier: Any
 
 
 def count_processes(options: Training) -> int:
@@ -81,8 +75,7 @@ def launch(function: Callable[..., None], processes: int, *args: Any) -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             barrier = torch.multiprocessing.get_context("spawn").Barrier(processes)
-            neighbours = Neighbours(Path(folder), barrier)
-            arguments = (processes, f"file://{folder}/meeting", os.getpid(), neighbours, function, args)
+            arguments = (processes, f"file://{folder}/meeting", os.getpid(), (Path(folder), barrier), function, args)
             try:
                 torch.multiprocessing.spawn(_call, arguments, nprocs=processes)
             except torch.multiprocessing.ProcessRaisedException as error:
@@ -97,7 +90,7 @@ def _call(
     size: int,
     meeting: str,
     parent: int | None,
-    neighbours: Neighbours | None,
+    shared: tuple[Path, Any] | None,
     function: Callable[..., None],
     args: tuple,
 ) -> None:
@@ -114,7 +107,8 @@ def _call(
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, meeting, timedelta(minutes=10), world_size=size, rank=rank)
     try:
-        function(World(rank, size, device, neighbours if device == CPU else None), *args)
+        neighbours = Neighbours(rank, size, *shared) if shared and device == CPU else None
+        function(World(rank, size, device, neighbours), *args)
     finally:
         if size > 1:
             dist.destroy_process_group()
