@@ -41,7 +41,7 @@ class SharedVectors:
         if rank == 0:
             with path.open(
                 "wb"
-            ) as file:  # written, not only sized: a full disk must fail here and not at a store later
+            ) as file:  # written, not only sized: a full disk must fail here, not at a store
                 for _ in range(size):
                     file.write(bytes(4 * length))
         dist.barrier()
