@@ -180,7 +180,8 @@ def find_ips(text: str, language: str) -> Spans:
     for match in IPV6.finditer(text):
         # what is shortened may also be a name such as add::cafe, unless it begins as those that are given out
         whole = match[0].count(":") == 7 and "::" not in match[0]
-        if (whole or match[0][0] in "23") and match[0].count(":") > 1 and _is_public(match[0]):
+        shortened = match[0].count(":") > 1 and match[0][0] in "23" and not match[0].endswith("::")  # no network
+        if (whole or shortened) and _is_public(match[0]):
             yield match.span()
 
 
@@ -229,9 +230,9 @@ def find_ibans(text: str, language: str) -> Spans:
         length = IBAN_LENGTHS.get(match[1].upper())
         if length is None:
             continue
+        fours, left = length // 4 - 1, length % 4
         rest = re.compile(
-            rf"(?:[ -]?[A-Za-z0-9]{{4}}){{{length // 4 - 1}}}(?:[ -]?[A-Za-z0-9]{{{length % 4}}}){{{min(1, length % 4)}}}"
-            "(?![A-Za-z0-9])"
+            rf"(?:[ -]?[A-Za-z0-9]{{4}}){{{fours}}}(?:[ -]?[A-Za-z0-9]{{{left}}}){{{min(1, left)}}}(?![A-Za-z0-9])"
         ).match(text, match.end())
         if rest:
             number = re.sub("[ -]", "", text[match.start() : rest.end()]).upper()
@@ -258,8 +259,8 @@ def find_cards(text: str, language: str) -> Spans:
 
 _AFTER = r"(?:(?: ?(?:x|ext\.?|extension) ?)[0-9]{1,6})?(?![\w]|[.,:/-][0-9])"
 INTERNATIONAL = re.compile(
-    r"(?<![\w.+/=-])(?<![0-9],)(?:\+ ?|00(?=[1-9][0-9]{0,2}[ .-]))\(?[1-9][0-9]{0,2}\)?(?:[ .\-/\u00a0]?\(0\))?"
-    r"(?:[ .\-/\u00a0]{0,2}\(?[0-9]++\)?){1,7}" + _AFTER,
+    r"(?<![\w.+/=-])(?<![0-9],)(?:\+ ?|00(?=[1-9][0-9]{0,2}[ .-]))(?:\([1-9][0-9]{0,2}\)|[1-9][0-9]{0,2})"
+    r"(?:[ .\-/\u00a0]?\(0\))?(?:[ .\-/\u00a0]{0,2}(?:\([0-9]++\)|[0-9]++)){1,7}" + _AFTER,
     re.IGNORECASE,
 )
 AMERICAN = re.compile(
@@ -273,11 +274,11 @@ TRUNK = re.compile(
     re.IGNORECASE,
 )
 # Runs of digits are taken whole (++), so that there is one way to read a number.
-LOCAL = r"\(?[0-9]++\)?(?:[ .\-/\u00a0]{0,2}\(?[0-9]{2,}+\)?){0,6}"
+LOCAL = r"(?:\([0-9]++\)|[0-9]++)(?:[ .\-/\u00a0]{0,2}(?:\([0-9]++\)|[0-9]{2,}+)){0,6}"
 NAMED = re.compile(
-    r"(?:(?<![^\W_])(?:tel|tele(?:f|ph)on[eo]?|tél(?:éphone)?|teléfono|phone|fax|mobiles?|mobil|móvil|cell(?:ulare)?|celular"
-    r"|handy|hotline|whatsapp|sms|тел|телефон|फ़ोन|फोन|मोबाइल)(?![^\W_])|[☎📞☏]|โทร(?:ศัพท์)?|電話|电话|手机)"
-    r"(?:[ .]?(?:no|nr|number|numéro|número|numero|nummer|#)\b)?[^\w\n]{0,4}\n?[^\w\n+]{0,4}"
+    r"(?:(?<![^\W_])(?:tel|tele(?:f|ph)on[eo]?|tél(?:éphone)?|teléfono|phone|fax|mobiles?|mobil|móvil|cell(?:ulare)?"
+    r"|celular|handy|hotline|whatsapp|sms|тел|телефон|फ़ोन|फोन|मोबाइल)(?![^\W_])|[☎📞☏]|โทร(?:ศัพท์)?|電話|电话|手机)"
+    r"(?:[ .]?(?:no|nr|number|numéro|número|numero|nummer|#)\b)?[^\w\n(]{0,4}\n?[^\w\n+(]{0,4}"
     r"(?:(?:is|at|on|:|ist|est|es|è|é)[ :]{1,2})?"
     rf"(?P<number>\+?{LOCAL})" + _AFTER,
     re.IGNORECASE,
@@ -293,14 +294,19 @@ LABELLED = re.compile(
 DATE = re.compile(
     r"(?:[0-9]{1,2}[./-][0-9]{1,2}[./-](?:19|20)?[0-9]{2}|(?:19|20)[0-9]{2}[./-][0-9]{1,2}[./-][0-9]{1,2})(?![.\-/]?[0-9])"
 )
+PAIRS = re.compile(r"[0-9]{2}(?:[ .-][0-9]{2})+")  # French numbers, or bytes
+ZIP_CODE = re.compile(r"[0-9]{5}-[0-9]{4}")
 FICTION = re.compile(r"555[ .-]?01[0-9]{2}(?![0-9])|123[ .-]?456[ .-]?7890|(?<![0-9])0?123[ .-]?456789?")
 
 
 def find_phones(text: str, language: str) -> Spans:
     """Numbers in the forms of other countries, of North America, with a leading 0, or beside a word that names them."""
-    for pattern, fewest, most in ((INTERNATIONAL, 8, 15), (AMERICAN, 10, 17), (TRUNK, 9, 12)):
+    for pattern, fewest, most in ((INTERNATIONAL, 8, 15), (AMERICAN, 10, 17), (TRUNK, 9, 11)):
         for match in pattern.finditer(text):
-            if _is_phone(match[0], fewest, most):
+            odd = pattern is TRUNK and (
+                ZIP_CODE.fullmatch(match[0]) or (language != "fr" and PAIRS.fullmatch(match[0]))
+            )
+            if not odd and _is_phone(match[0], fewest, most):
                 yield match.span()
     for pattern, fewest in ((NAMED, 6), (CALLED, 7), (LABELLED, 7)):
         for match in pattern.finditer(text):
@@ -311,8 +317,7 @@ def find_phones(text: str, language: str) -> Spans:
 
 def _is_phone(written: str, fewest: int, most: int) -> bool:
     digits = sum(map(str.isdecimal, re.split("[xe]", written, maxsplit=1, flags=re.IGNORECASE)[0]))
-    whole = fewest <= digits <= most and written.count("(") == written.count(")")
-    return whole and not DATE.match(written) and not FICTION.search(written)
+    return fewest <= digits <= most and not DATE.match(written) and not FICTION.search(written)
 
 
 FINDERS: dict[PersonalData, Callable[[str, str], Spans]] = {
