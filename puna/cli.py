@@ -1,5 +1,6 @@
 """The command line: run · plan · status · report · chat · export."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -65,17 +66,44 @@ def run(recipe: RecipeArgument, words: WordsArgument = None) -> None:
 def plan(
     recipe: RecipeArgument,
     words: Annotated[list[str] | None, typer.Argument(metavar="[key.path=value ...]")] = None,
-    machine: Annotated[str, typer.Option(help="`this`, or for example h100, '64 x h100', rtx4090.")] = "this",
+    machine: Annotated[str, typer.Option(help="`this`, or for example h100, '64 x 8 h100', '1 x rtx4090'.")] = "this",
+    layout: Annotated[
+        str, typer.Option(help="Of pretraining: tp=8,cp=1,pp=16,dp=128 and stages, micro, shard, recompute. Or a part.")
+    ] = "",
+    precision: Annotated[str, typer.Option(help="bf16 or fp8; int8 too with --serve.")] = "bf16",
+    calibrate: Annotated[bool, typer.Option(help="Measure this recipe's model on this machine first.")] = False,
+    tflops: Annotated[
+        float | None, typer.Option(help="TFLOP/s a GPU (6ND), in place of our estimate.", min=0.001)
+    ] = None,
+    effective: Annotated[float | None, typer.Option(help="Share of the time that trains, 0 to 1.")] = None,
+    failures: Annotated[float | None, typer.Option(help="Failures for each GPU and day.", min=0)] = None,
+    storage: Annotated[float | None, typer.Option(help="GB/s that checkpoints are written with.", min=0.001)] = None,
+    price_per_gpu_hour: Annotated[float | None, typer.Option(min=0)] = None,
+    price_per_kwh: Annotated[float | None, typer.Option(min=0)] = None,
+    pue: Annotated[float, typer.Option(help="Power of the building over that of the machines.", min=1)] = 1.1,
+    serve: Annotated[bool, typer.Option("--serve", help="What serving the model takes, in place of training.")] = False,
+    context: Annotated[int, typer.Option(help="With --serve: tokens of a sequence.", min=1)] = 8192,
+    batch: Annotated[int, typer.Option(help="With --serve: sequences at once.", min=1)] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """What a recipe will take: parameters, tokens, FLOPs, memory and time by stage. Reads no data, needs no GPU."""
-    from puna.machine import find_machine
-    from puna.plan import plan_table
+    """What a recipe will take: layout, memory, time, failures, cost; or what serving takes. Needs no GPU."""
+    from puna.plan import command
 
     names, overrides = split_words(words)
     if names:
         raise PunaError(f"puna plan takes overrides, no stages: {' '.join(names)}")
-    for line in plan_table(load_recipe(recipe, overrides), find_machine(machine)):
-        console.print(line, highlight=False)
+    if serve:
+        lines = command.serve(load_recipe(recipe, overrides), machine, precision, context, batch, as_json)
+    else:
+        settings = command.settings(
+            layout, precision, tflops, effective, failures, storage, price_per_gpu_hour, price_per_kwh, pue
+        )
+        lines = command.train(load_recipe(recipe, overrides), machine, settings, calibrate, as_json)
+    for line in lines:
+        if isinstance(line, dict):
+            print(json.dumps(line, indent=2))
+        else:
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()

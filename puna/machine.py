@@ -1,4 +1,4 @@
-"""What machines can do: published peaks for the planner, a measured one for the machine we are on."""
+"""The machine we are on: its cores, its precision, its measured peak. Others are in puna/plan/machines.py."""
 
 import os
 import platform
@@ -8,65 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import psutil
 import torch
 
-from puna.errors import PunaError
 from puna.recipe import Training
-
-
-@dataclass(frozen=True)
-class Machine:
-    """One or many equal processors. FLOP/s are dense bf16 matrix products, as the vendor states them."""
-
-    name: str
-    processors: int
-    flops: float
-    """Peak FLOP/s of one processor."""
-    memory: float
-    """Bytes of one processor."""
-    utilization: float
-    """Share of the peak that training reaches (MFU)."""
-    source: str
-    """Where the utilization comes from."""
-
-
-KNOWN = {
-    "h100": Machine("h100", 1, 989e12, 80e9, 0.41, "41% on 16,384 H100, table 4 of the paper"),
-    "h200": Machine("h200", 1, 989e12, 141e9, 0.41, "the paper's H100 figure, table 4"),
-    "a100": Machine("a100", 1, 312e12, 80e9, 0.50, "our assumption"),
-    "rtx4090": Machine("rtx4090", 1, 165e12, 24e9, 0.40, "our assumption"),
-}
-
-
-def find_machine(text: str) -> Machine:
-    """`this`, a known name, or several of one: `8 x h100`."""
-    count, times, name = text.lower().replace(" ", "").rpartition("x") if text[0].isdigit() else ("1", "x", text)
-    name = name.lower()
-    if name == "this":
-        return this_machine()
-    if name not in KNOWN or not times or not count.isdigit():
-        raise PunaError(f"machine {text!r} is not known; use `this`, {', '.join(KNOWN)}, or several: '8 x h100'")
-    known = KNOWN[name]
-    return Machine(text, int(count), known.flops, known.memory, known.utilization, known.source)
-
-
-def this_machine() -> Machine:
-    """The machine we are on, its peak measured in about a second."""
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        flops = peak_flops(torch.device("cuda"), torch.bfloat16)
-        source = "our assumption, of a measured peak"
-        return Machine(properties.name, torch.cuda.device_count(), flops, properties.total_memory, 0.4, source)
-    cores = physical_cores()
-    flops = peak_flops(torch.device("cpu"), cpu_dtype())
-    memory = psutil.virtual_memory().total / cores
-    name = f"{platform.machine()}, {cores} cores"
-    return Machine(name, cores, flops, memory, 0.35, "small models on CPUs, measured by puna's authors")
 
 
 @cache
