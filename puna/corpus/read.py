@@ -1,42 +1,47 @@
-"""Read raw pages from WARC files and from folders of HTML files; what cannot be read is set aside with a reason.
+"""Read raw pages from the files of a source; what cannot be read is set aside with a reason, and reading goes on.
 
 unreadable      a file that cannot be opened, or bytes in an archive that are no record
-truncated       a record or a gzip file that ends too early, or that the crawler cut
+truncated       a record or a compressed file that ends too early, or that the crawler cut
 bad-uri         a record without an http(s) address
 bad-http        a payload without HTTP headers, or whose chunks or compression are broken
 http-status     an answer other than 200 OK
 not-html        an image, a script, a feed ...
+revisit         a record that says that the page was as it had been before
+bad-row         a line that is no JSON object, or a row without text
 oversize        more bytes than a page may have
 """
 
 import gzip
-import mmap
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
-from puna.errors import PunaError
+from puna.corpus.rows import json_rows, parquet_rows
+from puna.corpus.source import File
+from puna.recipe import Corpus
 
 PARTS = ("general", "math", "code", "multilingual")
-HTML_SUFFIXES = (".html", ".htm", ".xhtml", ".html.gz", ".htm.gz", ".xhtml.gz")
-WARC_SUFFIXES = (".warc", ".warc.gz", ".warc.zst")
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 HTML_START = re.compile(rb"<(!doctype html|html|head|title|meta|body|div|table|h1|p)\b", re.IGNORECASE)
 MEMBER_MAGIC = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
+PAGE_TYPES = (WarcRecordType.response, WarcRecordType.resource)
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class RawPage:
-    """A page as it came over the wire."""
+    """A page as it came over the wire, or a text that needs no extraction."""
 
     url: str
-    html: bytes
+    html: bytes | str
+    """Bytes of HTML; characters are plain text already."""
     charset: str | None
     """What the HTTP header says, if anything."""
     date: str | None
@@ -45,6 +50,10 @@ class RawPage:
     """The part of the corpus that its folder names."""
     origin: str
     """The file it was read from, relative to the source."""
+    place: int = 0
+    """Where in that file: the byte at which the record begins in an archive, else the number of the row."""
+    title: str = ""
+    """Of a text; a page has its own."""
 
 
 @dataclass(frozen=True)
@@ -55,37 +64,38 @@ class SetAside:
     reason: str
     detail: str = ""
     url: str = ""
+    place: int = 0
 
 
-def find_files(source: Path) -> tuple[list[Path], list[Path]]:
-    """The WARC files and the HTML files of a source, each in the order of their names."""
-    if not source.exists():
-        raise PunaError(
-            f"corpus.source = {str(source)!r} does not exist; name a folder of WARC or HTML files, or use 'demo'"
-        )
-    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-    warcs = [path for path in files if path.name.lower().endswith(WARC_SUFFIXES)]
-    pages = [path for path in files if path.name.lower().endswith(HTML_SUFFIXES)]
-    if not warcs and not pages:
-        known = ", ".join(WARC_SUFFIXES + HTML_SUFFIXES)
-        raise PunaError(f"corpus.source = {str(source)!r} holds no file that ends in {known}")
-    return warcs, pages
-
-
-def read(path: Path, source: Path, max_bytes: int) -> Iterator[RawPage | SetAside]:
-    """The pages of one file; `source` is the folder that its name is relative to. Raises nothing."""
-    origin = path.name if path == source else path.relative_to(source).as_posix()
+def read(file: File, scratch: Path, knobs: Corpus) -> Iterator[RawPage | SetAside]:
+    """The pages of one file; a remote one is copied into `scratch` meanwhile. Raises only what File.local does for a
+    place that does not answer."""
     try:
-        if path.name.lower().endswith(WARC_SUFFIXES):
-            yield from _read_warc(path, origin, max_bytes)
-        else:
-            yield _read_file(path, origin, max_bytes)
+        with file.local(scratch) as path:
+            if file.kind == "warc":
+                yield from _read_warc(path, file.name, knobs.max_page_bytes)
+            elif file.kind == "html":
+                yield _read_html(path, file.name, knobs.max_page_bytes)
+            else:
+                yield from _read_rows(path, file, knobs)
     except OSError as error:
-        yield SetAside(origin, "unreadable", str(error))
+        yield SetAside(file.name, "unreadable", str(error).replace(str(scratch), ""))
 
 
-def _read_file(path: Path, origin: str, max_bytes: int) -> RawPage | SetAside:
-    url = "file:" + quote(origin.removesuffix(".gz"))
+def read_original(file: File, place: int, scratch: Path, knobs: Corpus) -> RawPage | None:
+    """The page at a place again, for one who wants to look at it."""
+    if file.kind == "warc":
+        with file.open() as handle:
+            handle.seek(place)
+            record = next(iter(_iterate(handle)))
+            page = _page_of(record, file.name, place, knobs.max_page_bytes)
+    else:
+        page = next((item for item in read(file, scratch, knobs) if item.place == place), None)
+    return page if isinstance(page, RawPage) else None
+
+
+def _read_html(path: Path, origin: str, max_bytes: int) -> RawPage | SetAside:
+    url = _address(origin.removesuffix(".gz"))
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as handle:
             html = handle.read(max_bytes + 1)
@@ -93,53 +103,101 @@ def _read_file(path: Path, origin: str, max_bytes: int) -> RawPage | SetAside:
         return SetAside(origin, "truncated", str(error), url)
     if len(html) > max_bytes:
         return SetAside(origin, "oversize", f"more than {max_bytes:,} bytes", url)
-    part = next((folder for folder in Path(origin).parts[:-1] if folder in PARTS), None)
-    return RawPage(url, html, None, _iso(datetime.fromtimestamp(path.stat().st_mtime, UTC)), part, origin)
+    return RawPage(url, html, None, _iso(datetime.fromtimestamp(path.stat().st_mtime, UTC)), _folder(origin), origin)
+
+
+def _read_rows(path: Path, file: File, knobs: Corpus) -> Iterator[RawPage | SetAside]:
+    rows = json_rows(path, knobs.max_page_bytes) if file.kind == "jsonl" else parquet_rows(path, knobs.text_column)
+    for place, row in enumerate(rows):
+        if isinstance(row, tuple):
+            yield SetAside(file.name, *row, place=place)
+        else:
+            yield _page_of_row(row, file.name, place, knobs)
+
+
+def _page_of_row(row: dict[str, Any], origin: str, place: int, knobs: Corpus) -> RawPage | SetAside:
+    said = {key: value if isinstance(value := row.get(key), str) else "" for key in ("url", "title", "date")}
+    url = said["url"].strip() or f"{_address(origin)}?row={place}"
+    text = row.get(knobs.text_column)
+    html = row.get("html")
+    if not isinstance(text, str):
+        text = html.encode("utf-8", "replace") if isinstance(html, str) else html
+    if not isinstance(text, str | bytes):
+        return SetAside(origin, "bad-row", f"no text in {knobs.text_column!r} or 'html'", url, place)
+    if len(text) > knobs.max_page_bytes:
+        return SetAside(origin, "oversize", f"{len(text):,} characters", url, place)
+    charset = "utf-8" if isinstance(html, str) else None
+    return RawPage(url, text, charset, said["date"] or None, _folder(origin), origin, place, said["title"])
+
+
+# -- WARC --------------------------------------------------------------------------------------------------------------
 
 
 def _read_warc(path: Path, origin: str, max_bytes: int) -> Iterator[RawPage | SetAside]:
-    for record in _records(path, origin):
-        if isinstance(record, SetAside):
-            yield record
-            continue
-        url = (record.headers.get("WARC-Target-URI") or "").strip().strip("<>")  # wget wrote <...>
-        page = _read_record(record, url, max_bytes)
-        if isinstance(page, str):
-            reason, _, detail = page.partition(": ")
-            yield SetAside(origin, reason, detail, url)
+    for found in _records(path, origin):
+        if isinstance(found, SetAside):
+            yield found
         else:
-            html, charset = page
-            date = _iso(record.record_date) if record.record_date else None
-            yield RawPage(url, html, charset, date, None, origin)
+            record, place = found
+            yield _page_of(record, origin, place, max_bytes)
 
 
-def _records(path: Path, origin: str) -> Iterator[WarcRecord | SetAside]:
-    """Response and resource records. After broken bytes, reading goes on at the next compressed member."""
+def _page_of(record: WarcRecord, origin: str, place: int, max_bytes: int) -> RawPage | SetAside:
+    url = (record.headers.get("WARC-Target-URI") or "").strip().strip("<>")  # wget wrote <...>
+    if record.record_type == WarcRecordType.revisit:
+        return SetAside(origin, "revisit", record.headers.get("WARC-Refers-To-Target-URI") or "", url, place)
+    page = _read_record(record, url, max_bytes)
+    if isinstance(page, str):
+        reason, _, detail = page.partition(": ")
+        return SetAside(origin, reason, detail, url, place)
+    html, charset = page
+    return RawPage(url, html, charset, _iso(record.record_date) if record.record_date else None, None, origin, place)
+
+
+def _records(path: Path, origin: str) -> Iterator[tuple[WarcRecord, int] | SetAside]:
+    """Records of pages, each with its place. After broken bytes, reading goes on at the next compressed member."""
     if path.stat().st_size == 0:
         yield SetAside(origin, "unreadable", "the file is empty")
         return
     magic = MEMBER_MAGIC.get(path.suffix.lower())
     records = 0
-    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with path.open("rb") as handle:
         start, complained_at = 0, -1
         while start >= 0:
             handle.seek(start)
             last = start
             try:
-                # quirks_mode: resynchronise at the next record of a plain file, and accept bare line feeds
-                for record in ArchiveIterator(handle, WarcRecordType.any_type, parse_http=False, quirks_mode=True):
+                for record in _iterate(handle):
                     last = start + record.stream_pos
                     records += 1
-                    if record.record_type in (WarcRecordType.response, WarcRecordType.resource):
-                        yield record
+                    if record.record_type in (*PAGE_TYPES, WarcRecordType.revisit):
+                        yield record, last
                 break
             except OSError as error:
                 if records != complained_at:  # once for each gap, not for each false start in it
-                    yield SetAside(origin, "unreadable", f"{error} after byte {last:,}")
+                    yield SetAside(origin, "unreadable", f"{error} after byte {last:,}", place=last)
                 complained_at = records
-                start = data.find(magic, last + 1) if magic else -1
+                start = _find(handle, magic, last + 1) if magic else -1
     if not records and complained_at < 0:
         yield SetAside(origin, "unreadable", "there is no record in it")
+
+
+def _iterate(handle: Any) -> ArchiveIterator:
+    # quirks_mode: resynchronise at the next record of a plain file, and accept bare line feeds
+    return ArchiveIterator(handle, WarcRecordType.any_type, parse_http=False, quirks_mode=True)
+
+
+def _find(handle: Any, magic: bytes, start: int) -> int:
+    """The first place from `start` on with these bytes, or -1."""
+    handle.seek(start)
+    tail = b""
+    while block := handle.read(BLOCK):
+        at = (tail + block).find(magic)
+        if at >= 0:
+            return start - len(tail) + at
+        start += len(block)
+        tail = block[-(len(magic) - 1) :]
+    return -1
 
 
 def _read_record(record: WarcRecord, url: str, max_bytes: int) -> tuple[bytes, str | None] | str:
@@ -210,3 +268,12 @@ def is_web_address(url: str) -> bool:
 
 def _iso(date: datetime) -> str:
     return date.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _address(origin: str) -> str:
+    return "file:" + quote(origin)
+
+
+def _folder(origin: str) -> str | None:
+    """The part that a folder on the way to a file names."""
+    return next((folder for folder in Path(origin).parts[:-1] if folder in PARTS), None)

@@ -2,19 +2,19 @@
 
 import json
 import os
-import subprocess
-import sys
+import shutil
+from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from puna.corpus import corpus, judge
-from puna.corpus.corpus import choose_held_out, source_digest
+from puna.corpus import corpus, output, pages, texts
+from puna.corpus.corpus import source_digest
 from puna.errors import PunaError
 from puna.recipe import parse_recipe
 from puna.run import work_folder
@@ -30,8 +30,14 @@ JAPANESE = "先生は、なぜ川の水が夏より春に多いのかを 子ど�
 LONG = prose(50, 40)
 
 
-def recipe(source: Path | str, **knobs: Any) -> Any:
-    return parse_recipe({"name": "test", "corpus": {"source": str(source), "workers": 1} | knobs}, "test")
+def recipe(source: Path | str | dict[str, str], **knobs: Any) -> Any:
+    return parse_recipe(
+        {
+            "name": "test",
+            "corpus": {"source": source if isinstance(source, dict) else str(source), "engine": "inline"} | knobs,
+        },
+        "test",
+    )
 
 
 def make(source: Path, out: Path, log, **knobs: Any) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def test_every_page_is_kept_or_dropped_for_its_reason(mixed: Path, tmp_path: Pat
     assert gone == {
         "https://example.org/page": ("url", "older-version", "https://example.org/page"),
         "file:multilingual/ja.html": ("language", "other-language", "ja"),
-        "file:general/short.html": ("filter", "too-few-words", ""),
+        "file:general/short.html": ("extract", "no-text", ""),
         "file:general/empty.html": ("extract", "no-text", ""),
         "file:general/deep.html": ("extract", "too-deep", "more than 2,000 elements in each other"),
         "file:general/copy.html": ("exact", "exact-copy", "file:general/3.html"),
@@ -98,7 +104,7 @@ def test_every_page_is_kept_or_dropped_for_its_reason(mixed: Path, tmp_path: Pat
     # the funnel adds up
     funnel = json.loads((out / "funnel.json").read_text())
     steps = funnel["steps"]
-    assert [step["step"] for step in steps] == list(corpus.STEPS)
+    assert [step["step"] for step in steps] == list(output.STEPS)
     assert steps[0]["in"] == len(kept) + pq.read_table(out / "dropped.parquet").num_rows
     assert steps[-1]["out"] == len(kept)
     for before, after in pairwise(steps):
@@ -118,29 +124,75 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_workers(mixed: Path, tmp_path: Path, log, monkeypatch) -> None:
-    monkeypatch.setattr(judge, "SHARD_FILES", 8)
+def test_the_bytes_do_not_depend_on_the_engine(mixed: Path, tmp_path: Path, log) -> None:
+    for n in range(150):
+        (mixed / "general" / f"more{n}.html").write_bytes(page(prose(1000 + n)))
     make(mixed, tmp_path / "one" / "out", log)
-    make(mixed, tmp_path / "two" / "out", log, workers=2)
-    assert log.bars["reading pages"][1].done == log.bars["reading pages"][0] == 5
+    make(mixed, tmp_path / "two" / "out", log, engine="pool", workers=2)
+    assert log.bars["reading pages"][1].done == log.bars["reading pages"][0] == 4
     assert digests(tmp_path / "one" / "out") == digests(tmp_path / "two" / "out")
 
 
-def test_finished_shards_are_not_done_again(mixed: Path, tmp_path: Path, log, monkeypatch) -> None:
-    monkeypatch.setattr(judge, "SHARD_FILES", 8)
+def test_a_run_that_was_stopped_goes_on(mixed: Path, tmp_path: Path, log, monkeypatch) -> None:
+    monkeypatch.setattr(pages, "SHARD_FILES", 8)
     first = tmp_path / "one" / "out"
     make(mixed, first, log)
+    made = []
+
+    def make_and_tell(name: str, real: Callable[..., None], shard: Any, *rest: Any) -> None:
+        made.append((name, shard.number))
+        real(shard, *rest)
+
+    for module, name in ((pages, "make_pages"), (texts, "make_survey"), (texts, "make_texts")):
+        monkeypatch.setattr(module, name, partial(make_and_tell, name, getattr(module, name)))
     second = tmp_path / "two" / "out"
     work_folder(second).mkdir(parents=True)
-    for name in ("000000.arrow", "000002.arrow"):
-        os.link(work_folder(first) / name, work_folder(second) / name)
-    done = []
-    monkeypatch.setattr(
-        corpus, "process_shard", lambda shard: (done.append(shard.target.name), judge.process_shard(shard))
-    )
+    for stage, number in (("pages", 0), ("pages", 2), ("texts", 1)):
+        [folder] = work_folder(first).glob(f"{stage}/{number:06d}-*")
+        shutil.copytree(folder, work_folder(second) / stage / folder.name)
+    (work_folder(second) / "pages" / f".{folder.name}.host-1").mkdir()
     make(mixed, second, log)
-    assert done == ["000001.arrow", "000003.arrow", "000004.arrow"]
+    assert made == [
+        *(("make_pages", n) for n in (1, 3, 4)),
+        *(("make_survey", n) for n in range(5)),
+        *(("make_texts", n) for n in (0, 2, 3, 4)),
+    ]
     assert digests(first) == digests(second)
+
+
+def test_a_changed_knob_redoes_what_reads_it(mixed: Path, tmp_path: Path, log) -> None:
+    work = tmp_path / "work"
+
+    def folders(stage: str) -> set[str]:
+        return {path.name for path in (work / stage).iterdir()}
+
+    make(mixed, tmp_path / "one", log, work=str(work))
+    pages, texts = folders("pages"), folders("texts")
+    make(mixed, tmp_path / "two", log, work=str(work), workers=7, memory_gb=1.0)
+    assert (pages, texts) == (folders("pages"), folders("texts"))
+    make(mixed, tmp_path / "three", log, work=str(work), minhash_threshold=0.7)
+    assert pages == folders("pages")
+    assert len(folders("texts")) == 2 * len(texts)
+    make(mixed, tmp_path / "four", log, work=str(work), max_page_bytes=10_000)
+    assert len(folders("pages")) == 2 * len(pages)
+    os.utime(mixed / "crawl.warc", (1, 1))
+    make(mixed, tmp_path / "five", log, work=str(work))
+    assert len(folders("pages")) == 2 * len(pages) + 1, "one archive changed"
+
+
+def test_several_sources_by_name(site, tmp_path: Path, log) -> None:
+    rows = "".join(json.dumps({"text": prose(n), "url": f"https://example.org/{n}"}) + "\n" for n in range(20, 25))
+    pages = site({f"{n}.html": page(prose(n)) for n in range(5)}, "pages")
+    table = site({"math/rows.jsonl": rows.encode()}, "table")
+    sources = {"web": str(pages), "books": str(table)}
+    out = tmp_path / "out"
+    out.mkdir()
+    corpus.run(recipe(sources), {}, out, log)
+    kept = {row["url"]: row for row in documents(out)}
+    assert {row["source"] for row in kept.values()} == {"web", "books"}
+    row = kept["https://example.org/20"]
+    assert (row["text"], row["part"], row["origin"]) == (prose(20), "math", "math/rows.jsonl")
+    assert source_digest(recipe(sources)) != source_digest(recipe({"web": str(pages)}))
 
 
 def test_a_page_that_breaks_the_parser_is_set_aside(mixed: Path, tmp_path: Path, log, monkeypatch) -> None:
@@ -152,12 +204,12 @@ def test_a_page_that_breaks_the_parser_is_set_aside(mixed: Path, tmp_path: Path,
             raise PanicError("index out of bounds")
         return real(html)
 
-    real = judge.extract
-    monkeypatch.setattr(judge, "extract", extract)
+    real = pages.extract
+    monkeypatch.setattr(pages, "extract", extract)
     make(mixed, tmp_path / "out", log)
     poison = ("extract", "poison-page", "PanicError: index out of bounds")
     assert dropped(tmp_path / "out")["file:general/5.html"] == poison
-    assert "1 pages broke the parser; the first: PanicError: index out of bounds" in log.messages
+    assert "1 pages broke the parser or killed their worker; they are in dropped.parquet" in log.messages
 
 
 def test_a_quick_run_reads_some_pages_and_always_the_same(mixed: Path, tmp_path: Path, log) -> None:
@@ -195,45 +247,13 @@ def test_a_changed_source_has_another_digest(site) -> None:
     assert source_digest(recipe("demo")) == source_digest(recipe("demo"))
 
 
-def test_the_held_out_share() -> None:
-    urls = [f"https://example.org/{n}" for n in range(5000)]
-    chosen = choose_held_out(urls, 0.02)
-    assert 70 < chosen.sum() < 130
-    assert list(chosen[::-1]) == list(choose_held_out(urls[::-1], 0.02)), "a page's fate is its own"
-    assert choose_held_out(urls[:5], 1e-9).sum() == 1
-    assert choose_held_out(urls[:1], 0.02).sum() == 0
-    assert choose_held_out(urls, 0.0).sum() == 0
-
-
-def test_workers_do_not_load_torch() -> None:
-    program = (
-        "import sys, puna.corpus.judge; assert not {'torch', 'transformers', 'pyarrow.parquet'} & sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
-POOL = """
-import os, time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from puna.corpus.judge import die_with_parent
-
-if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, get_context("spawn"), die_with_parent)
-    print(pool.submit(os.getpid).result(), flush=True)
-    time.sleep(60)
-"""
-
-
-def test_workers_die_with_their_parent(tmp_path: Path) -> None:
-    (tmp_path / "pool.py").write_text(POOL)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, tmp_path / "pool.py"], stdout=subprocess.PIPE, env=environment) as parent:
-        assert parent.stdout
-        worker = psutil.Process(int(parent.stdout.readline()))
-        parent.kill()
-    gone, _ = psutil.wait_procs([worker], timeout=10)
-    assert gone == [worker]
+def test_the_held_out_share(tmp_path: Path) -> None:
+    ids = [pages.url_id(f"https://example.org/{n}") for n in range(5000)]
+    found = output.Survey(kept=5000, lowest=min(ids))
+    assert 70 < sum(name < output.held_out_bound(found, 0.02) for name in ids) < 130
+    assert sum(name < output.held_out_bound(found, 1e-9) for name in ids) == 1, "one at least"
+    assert not any(name < output.held_out_bound(found, 0.0) for name in ids)
+    assert output.held_out_bound(output.Survey(kept=1, lowest=max(ids)), 0.02) < max(ids)
 
 
 def test_real_archives(shared_data, tmp_path: Path, log) -> None:

@@ -13,8 +13,10 @@ import pytest
 from puna.corpus import demo
 from puna.corpus.apt import Apt, Package, files_of
 from puna.corpus.extract import decode, extract
-from puna.corpus.read import RawPage, find_files, read
+from puna.corpus.read import RawPage, read
+from puna.corpus.source import find_files
 from puna.errors import PunaError
+from puna.recipe import Corpus
 
 from .conftest import page, prose
 
@@ -83,12 +85,12 @@ def test_packages_are_fetched_and_unpacked(store: Path, tmp_path: Path, log) -> 
         ("git-doc", "general", "1.2-3"),
         ("python3.99-doc", "code", "1.2-3"),
     ]
-    pages = find_files(found.folder)[1]
-    assert [path.relative_to(found.folder).as_posix() for path in pages] == [
+    pages = find_files(str(found.folder))
+    assert [file.name for file in pages] == [
         "code/python3.99-doc/python3.99/html/library/b.html.gz",
         "general/git-doc/git-doc/a.html.gz",
     ]
-    [first] = read(pages[0], found.folder, 10**6)
+    [first] = read(pages[0], tmp_path, Corpus())  # pyright: ignore[reportCallIssue]
     assert isinstance(first, RawPage)
     assert (first.html, first.part, first.date) == (HTML, "code", "2020-09-13T12:26:40Z")
     assert (found.folder.parent / "licences" / "git-doc.txt").read_text() == "GPL-2"
@@ -114,7 +116,7 @@ def test_a_fetch_that_was_killed_is_begun_again(store: Path, tmp_path: Path, log
     offer(store, "git-doc", {"git-doc/a.html": HTML})
     left = tmp_path / "cache" / f"demo-{demo.demo_digest()}.partial"
     (left / "apt" / "state").mkdir(parents=True)
-    assert len(find_files(demo.fetch(tmp_path / "cache", log).folder)[1]) == 1
+    assert len(find_files(str(demo.fetch(tmp_path / "cache", log).folder))) == 1
     assert not left.exists()
 
 
@@ -135,7 +137,7 @@ def test_python_s_archive_where_there_is_no_apt(no_apt, tmp_path: Path, log, mon
     monkeypatch.setattr(demo.urllib.request, "urlopen", urlopen)
     found = demo.fetch(tmp_path / "cache", log)
     assert found.kind == "python documentation archive"
-    names = [path.relative_to(found.folder).as_posix() for path in find_files(found.folder)[1]]
+    names = [file.name for file in find_files(str(found.folder))]
     assert "code/python-docs-en/python-docs/library/json.html.gz" in names
     assert "math/python-docs-en/python-docs/library/statistics.html.gz" in names
     assert "general/python-docs-en/python-docs/howto/sorting.html.gz" in names
@@ -153,7 +155,7 @@ def test_pydoc_where_there_is_no_network(no_apt, tmp_path: Path, log, monkeypatc
     monkeypatch.setattr(demo, "PYDOC_PACKAGES", ("no_such_package",))
     found = demo.fetch(tmp_path / "cache", log)
     assert found.kind == "pydoc pages"
-    pages = {path.name: path for path in find_files(found.folder)[1]}
+    pages = {path.name: path for path in map(Path, (file.path for file in find_files(str(found.folder))))}
     assert pages.keys() == {f"{name}.html.gz" for name in ("fractions", "html", "html.entities", "html.parser")}
     assert pages["fractions.html.gz"].relative_to(found.folder).parts[0] == "math"
     assert "rational number" in extract(decode(gzip.decompress(pages["fractions.html.gz"].read_bytes()))).text

@@ -2,16 +2,21 @@
 
 import gzip
 import io
+import json
+import lzma
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fastwarc.stream_io import ZstdWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.corpus.read import RawPage, SetAside, find_files, is_web_address, read
-from puna.errors import PunaError
+from puna.corpus.read import RawPage, SetAside, is_web_address, read, read_original
+from puna.corpus.source import File, find_files
+from puna.recipe import Corpus
 
 from .conftest import http, page, prose, record
 
@@ -20,7 +25,11 @@ GOOD = record(http(HTML))
 
 
 def items(path: Path, max_bytes: int = 100_000) -> list[RawPage | SetAside]:
-    return list(read(path, path.parent, max_bytes))
+    return list(read(File(str(path), path.name, ""), path.parent, knobs(max_bytes)))
+
+
+def knobs(max_bytes: int = 100_000) -> Corpus:
+    return Corpus(max_page_bytes=max_bytes)  # pyright: ignore[reportCallIssue]
 
 
 def outcome(content: bytes, tmp_path: Path, name: str = "a.warc") -> list[str]:
@@ -77,8 +86,12 @@ def test_a_page_comes_as_it_was_sent(tmp_path: Path) -> None:
 
 
 def test_other_kinds_of_records_are_passed_over(tmp_path: Path) -> None:
-    others = [record(b"GET / HTTP/1.1\r\n\r\n", kind=kind) for kind in ("request", "revisit", "metadata", "warcinfo")]
+    others = [record(b"GET / HTTP/1.1\r\n\r\n", kind=kind) for kind in ("request", "metadata", "warcinfo")]
     assert outcome(b"".join(others) + GOOD, tmp_path) == ["page"]
+
+
+def test_a_page_that_the_crawler_knew_is_counted(tmp_path: Path) -> None:
+    assert outcome(record(http(b""), kind="revisit") + GOOD, tmp_path) == ["revisit", "page"]
 
 
 def test_zstandard(tmp_path: Path) -> None:
@@ -124,11 +137,10 @@ def test_a_folder_of_pages(site) -> None:
             "notes.txt": b"not a page",
         }
     )
-    warcs, pages = find_files(root)
-    assert warcs == []
+    files = find_files(str(root))
     names = ["a/math/x.htm.gz", "b.html", "code/big.html", "code/cut.html.gz", "code/deep/y.xhtml"]
-    assert [path.relative_to(root).as_posix() for path in pages] == names
-    found = [item for path in pages for item in read(path, root, 100_000)]
+    assert [file.name for file in files] == names
+    found = [item for file in files for item in read(file, root, knobs())]
     assert [getattr(item, "reason", None) for item in found] == [None, None, "oversize", "truncated", None]
     first, second, *_, last = found
     assert isinstance(first, RawPage)
@@ -139,23 +151,100 @@ def test_a_folder_of_pages(site) -> None:
     assert (first.date or "").endswith("Z")
 
 
-def test_a_single_file_is_a_source(site) -> None:
-    path = site({"one.html": HTML}) / "one.html"
-    assert find_files(path) == ([], [path])
-    [found] = read(path, path, 100_000)
-    assert isinstance(found, RawPage)
-    assert found.origin == "one.html"
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+ROWS = [
+    {"text": "One text.", "url": "https://example.org/1", "title": "One", "date": "2024-01-02"},
+    {"html": "<p>Ein Café", "url": "https://example.org/2"},
+    {"text": "No address."},
+    {"url": "https://example.org/4"},
+    {"text": "x" * 100_001},
+]
+COMPRESS = {
+    ".jsonl": bytes,
+    ".jsonl.gz": gzip.compress,
+    ".jsonl.xz": lzma.compress,
+    ".jsonl.zst": lambda data: zstd(data),
+}
 
 
-def test_missing_and_empty_sources_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(PunaError, match=r"corpus.source = .*nowhere.* does not exist; name a folder"):
-        find_files(tmp_path / "nowhere")
-    with pytest.raises(PunaError, match=r"holds no file that ends in \.warc"):
-        find_files(tmp_path)
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def check_rows(found: list[RawPage | SetAside], origin: str) -> None:
+    first, second, third, *bad = found
+    assert first == RawPage("https://example.org/1", "One text.", None, "2024-01-02", None, origin, 0, "One")
+    assert second == RawPage("https://example.org/2", "<p>Ein Café".encode(), "utf-8", None, None, origin, 1)
+    assert (third.url, third.place) == (f"file:{origin}?row=2", 2)
+    assert [(item.reason, item.place) for item in bad if isinstance(item, SetAside)] == [
+        ("bad-row", 3),
+        ("oversize", 4),
+    ]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_lines_of_json(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(COMPRESS[suffix]("".join(json.dumps(row) + "\n" for row in ROWS).encode()))
+    check_rows(items(path), path.name)
+
+
+def test_tables(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    table = pa.Table.from_pylist(
+        ROWS, pa.schema([(name, pa.string()) for name in ("text", "html", "url", "title", "date")])
+    )
+    pq.write_table(table.append_column("other", pa.array(range(5))), path)
+    check_rows(items(path), path.name)
+
+
+def test_broken_rows_do_not_hide_the_next(tmp_path: Path) -> None:
+    good = json.dumps(ROWS[0]).encode()
+    lines = [
+        good,
+        b"{",
+        b"[1]",
+        b"\xff\xfe",
+        b"",
+        b'{"text": 3}',
+        b"[" * 100_000,
+        b'{"text": "' + b"x" * 300_000 + b'"}',
+        good,
+    ]
+    reasons = ["page", *["bad-row"] * 6, "oversize", "page"]
+    assert outcome(b"\n".join(lines), tmp_path, "a.jsonl") == reasons
+    packed = gzip.compress(b"\n".join(lines * 20))
+    assert outcome(packed[: len(packed) // 2], tmp_path, "a.jsonl.gz")[-1] == "truncated"
+    assert outcome(b"no table", tmp_path, "a.parquet") == ["unreadable"]
+
+
+def test_a_page_can_be_read_again(tmp_path: Path) -> None:
+    pages = [record(http(page(prose(n))), url=f"https://example.org/{n}") for n in range(5)]
+    pages[1] = record(http(b"", status="404 Gone"))
+    contents = {
+        "a.warc": b"".join(pages),
+        "a.warc.gz": b"".join(map(gzip.compress, pages)),
+        "a.jsonl": b"".join(json.dumps({"text": prose(n)}).encode() + b"\n" for n in range(5)),
+        "a.html": HTML,
+    }
+    for name, content in contents.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        file = File(str(path), name, "")
+        for item in items(path):
+            again = read_original(file, item.place, tmp_path, knobs())
+            assert again == (item if isinstance(item, RawPage) else None)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=400), st.sampled_from([".warc", ".warc.gz", ".warc.zst", ".html", ".html.gz"]))
+@given(
+    st.binary(max_size=400),
+    st.sampled_from([".warc", ".warc.gz", ".html.gz", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"]),
+)
 def test_no_bytes_raise(tmp_path_factory, content: bytes, suffix: str) -> None:
     path = tmp_path_factory.mktemp("random") / f"a{suffix}"
     for data in (content, GOOD[:300] + content, gzip.compress(GOOD)[:200] + content):
@@ -177,12 +266,12 @@ def test_no_address_raises(url: str) -> None:
         ("chatnoir-eu__chatnoir-resiliparse__warcfile.warc.gz", {"page": 16}),
         ("chatnoir-eu__chatnoir-resiliparse__clipped.warc.gz", {"truncated": 1}),
         ("chatnoir-eu__chatnoir-resiliparse__clueweb-quirk.warc.gz", {"page": 29}),
-        ("webrecorder__warcio__example-bad-non-chunked.warc.gz", {"page": 1}),
+        ("webrecorder__warcio__example-bad-non-chunked.warc.gz", {"page": 1, "revisit": 1}),
         ("webrecorder__warcio__example-wget-bad-target-uri.warc.gz", {"page": 1, "bad-uri": 2}),
         ("webrecorder__warcio__example-iana.org-chunked.warc", {"page": 1}),
         (
             "webrecorder__pywb__iana.warc.gz",
-            {"page": 16, "bad-http": 9, "not-html": 19, "http-status": 4},
+            {"page": 16, "bad-http": 9, "not-html": 19, "http-status": 4, "revisit": 123},
         ),
     ],
 )
