@@ -1,0 +1,74 @@
+"""From probabilities to the blocks that are kept: code, formulas and pictures follow the text around them."""
+
+import re
+
+import numpy as np
+
+from puna.corpus.extract.blocks import Block
+from puna.corpus.extract.render import LONG_CELL
+
+THRESHOLD = 0.5
+FILE_NAME = re.compile(r"\S+\.(?:jpe?g|png|gif|webp|svg|bmp|tiff?|avif)\b|^\w*\d{3,}\w*$", re.IGNORECASE)
+MIN_ALT_WORDS = 3
+"""Fewer are a name or a logo."""
+
+
+def choose(blocks: list[Block], probabilities: np.ndarray) -> list[Block]:
+    """The blocks of the main content, in the order of the page."""
+    text = [i for i, block in enumerate(blocks) if block.tag != "img"]
+    if not text:
+        return []
+    threshold = min(THRESHOLD, 0.6 * float(probabilities[text].max()))  # something is kept of a page of a few words
+    kept = [bool(probabilities[i] > threshold) for i in text]
+    keep_groups([blocks[i] for i in text], probabilities[text], kept)
+    chosen = {i for i, keep in zip(text, kept) if keep}
+    if len(text) < len(blocks):
+        chosen |= pictures(blocks, text, chosen)
+    return [blocks[i] for i in sorted(chosen)]
+
+
+def keep_groups(blocks: list[Block], probabilities: np.ndarray, kept: list[bool]) -> None:
+    """Keep what stands amid kept text and cannot be judged by its words: code, formulas, and the short cells of a
+    table, list of definitions or figure, which stay together."""
+    start = 0
+    while start < len(blocks):
+        end = start + 1
+        while end < len(blocks) and blocks[start].group and blocks[end].group == blocks[start].group:
+            end += 1
+        group = blocks[start:end]
+        if not all(kept[start:end]) and whole(group):
+            amid = (start == 0 or kept[start - 1]) and (end == len(blocks) or probabilities[end] > THRESHOLD)
+            if amid or probabilities[start:end].mean() > THRESHOLD:
+                kept[start:end] = [True] * (end - start)
+        start = end
+    for i in range(len(blocks) - 2, -1, -1):  # a term stays with its definition
+        if blocks[i].tag == "dt" and kept[i + 1] and blocks[i + 1].group == blocks[i].group:
+            kept[i] = True
+
+
+def whole(group: list[Block]) -> bool:
+    """Whether it is code, a formula, or a table or list of short cells that are no links."""
+    first = group[0]
+    if not first.group:
+        return first.preformatted or "$" in first.text or "\\" in first.text
+    length = sum(len(block.text) for block in group)
+    return 2 * sum(block.links for block in group) < length and max(len(block.text) for block in group) < LONG_CELL
+
+
+def pictures(blocks: list[Block], text: list[int], chosen: set[int]) -> set[int]:
+    """Indices of pictures amid the chosen blocks whose alternative text says something that is not said beside them."""
+    found: set[int] = set()
+    said = {blocks[i].text for i in chosen}
+    before = -1
+    after = iter([*text, len(blocks)])
+    following = next(after)
+    for i, block in enumerate(blocks):
+        if i == following:
+            before, following = i, next(after, len(blocks))
+        if block.tag != "img" or len(block.text.split()) < MIN_ALT_WORDS or FILE_NAME.search(block.text):
+            continue
+        amid = (before < 0 or before in chosen) and (following == len(blocks) or following in chosen)
+        if amid and chosen and block.text not in said:
+            said.add(block.text)
+            found.add(i)
+    return found

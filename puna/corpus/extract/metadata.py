@@ -1,0 +1,75 @@
+"""What the head of a page says about it: title, date, language, address."""
+
+import re
+from datetime import datetime
+from urllib.parse import urljoin, urlsplit
+
+from puna.corpus.extract.entities import unescape
+
+META = re.compile(r"<meta ([^>]*)>")
+ATTRIBUTE = re.compile(r'([a-z:-]+)="([^"]*)"')
+CANONICAL = re.compile(r'<link (?=[^>]*rel="canonical")[^>]*href="([^"]+)"')
+LANGUAGE = re.compile(r'<html[^>]*?\s(?:xml:)?lang="([A-Za-z]{2,3})\b')
+PUBLISHED = re.compile(r'"datePublished"\s*:\s*"([^"]{8,40})"')
+TIME = re.compile(r'<time [^>]*datetime="([^"]{8,40})"')
+DAY = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})")
+DATES = (
+    "article:published_time datepublished date dc.date dc.date.issued dcterms.created dcterms.date sailthru.date"
+    " parsely-pub-date publishdate pubdate publication_date citation_publication_date og:published_time"
+    " article:modified_time og:updated_time"
+).split()
+TITLES = ("og:title", "twitter:title", "dc.title", "title")
+
+
+def metas(html: str) -> dict[str, str]:
+    """The first content of each meta tag, by its name, property or itemprop in lower case."""
+    found: dict[str, str] = {}
+    for tag in META.findall(html):
+        values = dict(ATTRIBUTE.findall(tag))
+        name = values.get("property") or values.get("name") or values.get("itemprop")
+        if name and values.get("content"):
+            found.setdefault(name.lower(), unescape(values["content"]).strip())
+    return found
+
+
+def find_title(element: str, values: dict[str, str]) -> str:
+    """The title element, else what the page tells others to show."""
+    title = element.strip() or next((values[name] for name in TITLES if values.get(name)), "")
+    return " ".join(title.split())
+
+
+def find_date(html: str, values: dict[str, str]) -> str | None:
+    """The day it was published, or else changed, ISO 8601."""
+    said = [values.get(name, "") for name in DATES]
+    for pattern in (PUBLISHED, TIME):
+        if found := pattern.search(html):
+            said.insert(1, found[1]) if pattern is PUBLISHED else said.append(found[1])
+    for value in said:
+        if found := DAY.match(value):
+            try:
+                return datetime(int(found[1]), int(found[2]), int(found[3])).date().isoformat()
+            except ValueError:
+                continue
+    return None
+
+
+def find_language(html: str, values: dict[str, str]) -> str | None:
+    """The language that the page claims, ISO 639, in lower case."""
+    if found := LANGUAGE.search(html[:5000]):
+        return found[1].lower()
+    said = values.get("content-language") or values.get("og:locale") or ""
+    found = re.match(r"[A-Za-z]{2,3}\b", said.replace("_", "-"))
+    return found[0].lower() if found else None
+
+
+def find_address(html: str, values: dict[str, str], url: str | None) -> str | None:
+    """The canonical address, made absolute by `url`; else `url` itself."""
+    found = CANONICAL.search(html)
+    said = unescape(found[1]).strip() if found else values.get("og:url", "")
+    try:
+        address = urljoin(url or "", said)
+        if said and urlsplit(address).scheme in ("http", "https") and urlsplit(address).netloc:
+            return address
+    except ValueError:
+        pass
+    return url

@@ -1,0 +1,54 @@
+"""The whole way from HTML to a page's text."""
+
+import re
+from dataclasses import dataclass
+
+from resiliparse.parse.html import HTMLTree
+
+from puna.corpus.extract import metadata
+from puna.corpus.extract.blocks import read_blocks
+from puna.corpus.extract.choice import choose
+from puna.corpus.extract.decode import decode
+from puna.corpus.extract.network import load_network
+from puna.corpus.extract.render import render
+
+XML_EMPTY = re.compile(r"<(script|style|title|textarea|iframe|a|div|span)\b([^<>]*)/>", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Page:
+    text: str
+    """The main content."""
+    title: str
+    date: str | None
+    """The day of publication that the page states, ISO 8601."""
+    language: str | None
+    """The language that the page claims, ISO 639."""
+    url: str | None
+    """The canonical address that the page states, else the one given."""
+
+
+def extract(html: bytes | str, url: str | None = None, charset: str | None = None) -> Page:
+    """Main text and what the head says. `charset` is the HTTP header's, for bytes. Raises UnusablePageError for a page
+    of endless depth, and nothing else."""
+    if isinstance(html, bytes):
+        html = decode(html, charset)
+    if html.lstrip()[:5] == "<?xml":
+        html = XML_EMPTY.sub(r"<\1\2></\1>", html)  # to HTML, <script/> is open
+    tree = HTMLTree.parse(html)
+    clean = str(tree)
+    head, opened, body = clean.partition("<body")
+    network = load_network()
+    values = metadata.metas(head)
+    title = metadata.find_title(tree.title or "", values)
+    blocks, containers = read_blocks(opened + body, network.vocabulary)
+    text = ""
+    if blocks:
+        text = render(choose(blocks, network.probabilities(blocks, containers, title)))
+    return Page(
+        text,
+        title,
+        metadata.find_date(clean, values),
+        metadata.find_language(clean, values),
+        metadata.find_address(head, values, url),
+    )

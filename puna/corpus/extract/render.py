@@ -1,0 +1,43 @@
+"""Blocks put back into text: paragraphs apart, the items of a list and the rows of a table on lines of their own."""
+
+import re
+
+from puna.corpus.extract.blocks import Block
+
+ITEMS = frozenset("li dt dd tr td th".split())
+LONG_CELL = 200
+"""Characters; a table with longer cells lays out a page, and its cells are paragraphs."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\xad\u200b\u2028\u2029\ufeff\ufffe\uffff]")
+TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
+
+
+def render(blocks: list[Block]) -> str:
+    pieces: list[str] = []
+    before = None
+    for block in blocks:
+        if before:
+            pieces.append(separator(before, block))
+        pieces.append(block.text)
+        before = block
+    return tidy("".join(pieces))
+
+
+def separator(before: Block, block: Block) -> str:
+    """What stands between two blocks: a tab between the cells of a row, a line or an empty line between others."""
+    if block.row and before.row and not before.preformatted and not block.preformatted:
+        if len(before.text) < LONG_CELL and len(block.text) < LONG_CELL:
+            if before.row != block.row:
+                return "\n" if before.group == block.group else "\n\n"
+            return "\t" if before.cell != block.cell else " "
+    if before.tag in ITEMS and block.tag in ITEMS:
+        return "\n"
+    if before.preformatted and block.preformatted and before.row:
+        return "\n"
+    return "\n\n"
+
+
+def tidy(text: str) -> str:
+    """Without control characters, trailing blanks, and more than one empty line at a time."""
+    text = text.replace("\r\n", "\n").replace("\xa0", " ")
+    text = TRAILING.sub("", CONTROL.sub("", text))
+    return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
