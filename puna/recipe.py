@@ -39,7 +39,7 @@ PersonalData = Literal["email", "phone", "ip", "iban", "card", "national-id"]
 class Heuristics(Knobs):
     """Thresholds of the rules that look at one text; `corpus.per_language` sets them for single languages."""
 
-    min_language_score: float = Field(0.0, ge=0, le=1)
+    min_language_score: float = Field(0.3, ge=0, le=1)
     """Probability that the model of languages must give to the language it names."""
     min_words: int = Field(50, ge=1)
     max_words: int = Field(100_000, ge=1)
@@ -350,6 +350,13 @@ class Scaling(Knobs):
     """Learning rate at the end of the cosine, as a fraction of the peak (section 3.2.1)."""
     weight_decay: float = Field(0.1, ge=0)
     """Decay of a step as a fraction of the current learning rate (section 3.2.1)."""
+    mixes: dict[str, Mix] = {}
+    """Candidates for pretrain.mix by name: one model a budget on each tells which serves a large model (section
+    3.1.2)."""
+    probes: list[str] = []
+    """Parts to anneal on: models of the largest budget, half trained, see what the part adds (section 3.1.3)."""
+    probe_share: float = Field(0.3, gt=0, le=1)
+    """Share of the probed part; the rest is the default mix (section 3.1.3)."""
     micro_rows: int = Field(1, ge=1)
     """Rows that go through the model at once."""
     max_epochs: float = Field(1.0, gt=0)
