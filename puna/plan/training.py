@@ -221,7 +221,6 @@ def _stage_json(stage: StagePlan) -> dict[str, Any]:
             "needed": choice.need,
             "there": choice.machine.processor.memory,
         },
-        "memory_gib": choice.need / GIB,
         "step_seconds": dataclasses.asdict(choice.step),
         "received_bytes_per_step": dataclasses.asdict(step_volume(stage.job, layout)),
         "tflops": {
