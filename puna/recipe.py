@@ -350,7 +350,7 @@ class Scaling(Knobs):
     """Learning rate at the end of the cosine, as a fraction of the peak (section 3.2.1)."""
     weight_decay: float = Field(0.1, ge=0)
     """Decay of a step as a fraction of the current learning rate (section 3.2.1)."""
-    mixes: dict[str, Mix] = {}
+    mixes: dict[str, dict[str, float]] = {}
     """Candidates for pretrain.mix by name: one model a budget on each tells which serves a large model (section
     3.1.2)."""
     probes: list[str] = []
@@ -370,6 +370,18 @@ class Scaling(Knobs):
     """Runs side by side on this machine, each in one process; auto is one for each core or GPU."""
     checkpoint_seconds: float = Field(60.0, gt=0)
     """At most this much of a run's work is lost when it is killed."""
+
+    @model_validator(mode="after")
+    def mixes_can_be_compared(self) -> "Scaling":
+        for name, mix in self.mixes.items():
+            if not mix or min(mix.values()) < 0 or abs(sum(mix.values()) - 1) > 1e-6:
+                raise ValueError(f"mixes.{name}={mix} must be shares that sum to 1, not {sum(mix.values()):g}")
+        if self.mixes and (len(self.mixes) < 2 or len(self.budgets) < 3):
+            raise ValueError(
+                f"{len(self.mixes)} mixes at {len(self.budgets)} budgets cannot be compared by a law; "
+                "give two mixes or more, and three budgets"
+            )
+        return self
 
 
 class Synthesize(Knobs):

@@ -1,7 +1,8 @@
 """Which models a sweep trains: real shapes on a ladder, and for each budget the few around its optimum.
 
 Batch size follows the budget and the learning rate the size, as in section 3.2.1: power laws through points that the
-recipe gives.
+recipe gives. Two smaller sweeps judge data by the same means: models of one size a budget for each candidate mix
+(section 3.1.2), and half-trained models whose learning rate goes to 0 on a part of the corpus (section 3.1.3).
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from puna.errors import PunaError
 from puna.model.llama import LlamaConfig, count_parameters, flops_per_token
 from puna.recipe import Recipe, Scaling, Training
-from puna.train.batches import rng
+from puna.train.batches import Blend, rng
 
 LARGEST_DIM = 32_768
 SHAPE = ("dim", "layers", "heads", "kv_heads", "ffn_dim")
@@ -34,13 +35,14 @@ class SweepRun:
     config: LlamaConfig
     steps: int
     options: Training
-    mix: dict[str, float]
-    weights: dict[str, float]
+    blends: tuple[Blend, ...]
     max_epochs: float
     held_out_tokens: int
     seed: int
     source: dict[str, str]
     """The artifacts it reads, by digest."""
+    purpose: str = "isoflop"
+    """isoflop, mix:NAME, probe:PART, or probe: for the default mix that probes are compared with."""
 
     @property
     def params(self) -> int:
@@ -67,6 +69,7 @@ class SweepRun:
         options, config = self.options, self.config
         return {
             "run": self.name,
+            "purpose": self.purpose,
             "budget": self.budget,
             "params": self.params,
             "tokens": self.tokens,
@@ -82,21 +85,45 @@ class SweepRun:
 
 
 def plan_runs(recipe: Recipe, vocab_size: int, source: dict[str, str]) -> list[SweepRun]:
-    """The runs of a sweep in the order of points.csv: by budget, size and seed."""
+    """The runs of a sweep in the order of points.csv: by budget, size and seed; then those of mixes and probes."""
     knobs = recipe.scaling
-    runs = []
-    for budget in sorted(knobs.budgets):
-        for config in pick_shapes(knobs, budget, vocab_size):
-            for number in range(knobs.seeds):
-                seed = int(rng(recipe.seed, "scaling", number).integers(2**31))
-                runs.append(make_plan(recipe, budget, config, recipe.pretrain.mix, seed, source))
+    make = partial(make_plan, recipe, source)
+    budgets = sorted(knobs.budgets)
+    drawn = [int(rng(recipe.seed, "scaling", number).integers(2**31)) for number in range(max(2, knobs.seeds))]
+    seeds = drawn[: knobs.seeds]
+    shapes_of = {budget: pick_shapes(knobs, budget, vocab_size) for budget in budgets}
+    runs = [make(budget, shape, seed) for budget in budgets for shape in shapes_of[budget] for seed in seeds]
+    middle = {budget: found[len(found) // 2] for budget, found in shapes_of.items()}
+    for name, mix in knobs.mixes.items():
+        purpose = f"mix:{name}"
+        runs += [make(budget, middle[budget], seed, mix, purpose=purpose) for budget in budgets for seed in seeds]
+    if knobs.probes:
+        default, largest = recipe.pretrain.mix, budgets[-1]
+        mixes = {"": default} | {part: probe_mix(default, part, knobs.probe_share) for part in knobs.probes}
+        for part, mix in mixes.items():  # one seed would show no scatter
+            purpose = f"probe:{part}"
+            runs += [make(largest, middle[largest], seed, anneal=mix, purpose=purpose) for seed in drawn]
     return runs
 
 
+def probe_mix(default: dict[str, float], part: str, share: float) -> dict[str, float]:
+    """The candidate's share on top of the default mix."""
+    mix = {name: (1 - share) * value for name, value in default.items()}
+    return mix | {part: mix.get(part, 0.0) + share}
+
+
 def make_plan(
-    recipe: Recipe, budget: float, config: LlamaConfig, mix: dict[str, float], seed: int, source: dict[str, str]
+    recipe: Recipe,
+    source: dict[str, str],
+    budget: float,
+    config: LlamaConfig,
+    seed: int,
+    mix: dict[str, float] | None = None,
+    anneal: dict[str, float] | None = None,
+    purpose: str = "isoflop",
 ) -> SweepRun:
-    """A model trained for as many whole steps as come nearest to the budget."""
+    """A model trained for as many whole steps as come nearest to the budget; with `anneal`, the second half on that
+    mix, and the learning rate linear to 0."""
     knobs = recipe.scaling
     rows = max(1, round(power_law(knobs.batch_tokens, budget) / knobs.seq_len))
     rows = max(1, round(rows / knobs.micro_rows)) * knobs.micro_rows
@@ -107,8 +134,8 @@ def make_plan(
         micro_rows=knobs.micro_rows,
         peak_lr=float(f"{power_law(knobs.peak_lr, count_parameters(config)):.3g}"),
         warmup_steps=min(knobs.warmup_steps, round(knobs.warmup_share * steps)),
-        schedule="cosine",
-        final_lr=knobs.final_lr,
+        schedule="linear" if anneal else "cosine",
+        final_lr=0.0 if anneal else knobs.final_lr,
         weight_decay=knobs.weight_decay,
         precision=knobs.precision,
         compile=knobs.compile,
@@ -116,17 +143,20 @@ def make_plan(
         checkpoint_seconds=knobs.checkpoint_seconds,
         keep_checkpoints=1,
     )
+    last = steps // 2 * rows if anneal else 0
+    mix, weights = mix or recipe.pretrain.mix, recipe.pretrain.weights
+    blends = [Blend(steps * rows - last, mix, weights), Blend(last, anneal or mix, weights)]
     return SweepRun(
         budget=budget,
         config=config,
         steps=steps,
         options=options,
-        mix=mix,
-        weights=recipe.pretrain.weights,
+        blends=tuple(blend for blend in blends if blend.rows),
         max_epochs=knobs.max_epochs,
         held_out_tokens=knobs.held_out_tokens,
         seed=seed,
         source=source,
+        purpose=purpose,
     )
 
 

@@ -1,14 +1,15 @@
 """The scaling stage's artifact: the points of the sweep, the laws through them and a test of the laws.
 
-    points.csv     one row for each run: its shape, tokens, FLOPs, schedule and held-out loss
-    fit.json       exponents, intervals, recommendations and warnings, as `puna scaling fit` prints them
-    forecast.json  the runs of the largest budget, forecast from the smaller ones
-    isoflop.*, frontier.*, residuals.*   figures, SVG and PNG
+points.csv     one row for each run: its purpose, shape, tokens, FLOPs, schedule and held-out loss
+fit.json       exponents, intervals, recommendations and warnings, as `puna scaling fit` prints them
+forecast.json  the runs of the largest budget, forecast from the smaller ones
+data.json      what the mixes and probes say, where the recipe has some
 """
 
 import csv
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from puna.recipe import Recipe
 from puna.run import figure
 from puna.scaling.fit import ScalingFit, fit_scaling
 from puna.scaling.ladder import SHAPE, shapes
+from puna.scaling.mixes import anneal_probe, fit_mixes
 from puna.scaling.output import to_dict
 from puna.scaling.points import Columns, Points, read_points
 from puna.scaling.samples import interval
 from puna.scaling.sweep import read_result, run_sweep, sweep_runs
 
-COLUMNS = Columns(params="active_params", tokens="tokens", flops="flops", loss="loss", budget="budget")
+COLUMNS = Columns(
+    params="active_params", tokens="tokens", flops="flops", loss="loss", budget="budget", where={"purpose": "isoflop"}
+)
 LEVEL = 0.9
 """Of the forecast's intervals."""
 AHEAD = (1, 10, 100)
@@ -51,12 +55,34 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     forecast = forecast_largest(points, recipe.seed)
     write_json(out / "fit.json", laws)
     write_json(out / "forecast.json", forecast)
-    return metrics(fit, rows, forecast)
+    if recipe.scaling.mixes or recipe.scaling.probes:
+        write_json(out / "data.json", judge_data(rows, max(ahead), recipe.seed))
+    return metrics(fit, forecast)
 
 
 def sweep_folder(inputs: dict[str, Path]) -> Path:
     """Where the runs of a sweep live: beside the artifacts, since they outlive any one making of the stage."""
     return inputs["shards"].parent / "sweep"
+
+
+def judge_data(rows: list[dict[str, Any]], target: float, seed: int) -> dict[str, Any]:
+    """Candidate mixes ranked by their forecast at `target` FLOPs, and what annealing on a part did to the held-out
+    loss, as laws on so few runs allow."""
+    mixes = [row for row in rows if row["purpose"].startswith("mix:")]
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        kind, _, part = row["purpose"].partition(":")
+        if kind == "probe":
+            scores.setdefault(part, []).append(row["loss"])
+    default = scores.pop("", [])
+    found: dict[str, Any] = {"target": target, "mixes": None, "probes": {}}
+    if mixes:
+        names = [row["purpose"].removeprefix("mix:") for row in mixes]
+        laws = fit_mixes(names, [row["flops"] for row in mixes], [row["loss"] for row in mixes], target, seed=seed)
+        found["mixes"] = asdict(laws)
+    for part, losses in scores.items():
+        found["probes"][part] = asdict(anneal_probe(losses, default, lower_is_better=True))
+    return found
 
 
 def write_points(rows: list[dict[str, Any]], path: Path) -> None:
@@ -112,14 +138,14 @@ def plan_shapes(fit: ScalingFit, flops: list[float], vocab_size: int, seq_len: i
     return plans
 
 
-def metrics(fit: ScalingFit, rows: list[dict[str, Any]], forecast: dict[str, Any]) -> dict[str, Any]:
+def metrics(fit: ScalingFit, forecast: dict[str, Any]) -> dict[str, Any]:
     """Figures for summary.json."""
     chosen = fit[fit.preferred]
     exponent, low, high = (round(v, 4) for v in interval(chosen.frontier.exponent, chosen.samples.exponent, fit.level))
     found = {
-        "scaling.runs": figure(len(rows)),
-        "scaling.flops": figure(float(sum(row["flops"] for row in rows)), "FLOPs"),
-        "scaling.tokens_exponent": figure(exponent, "", low, high, len(rows)),
+        "scaling.runs": figure(len(fit.points)),
+        "scaling.flops": figure(float(fit.points.flops.sum()), "FLOPs"),
+        "scaling.tokens_exponent": figure(exponent, "", low, high, len(fit.points)),
     }
     if runs := forecast["runs"]:
         errors = [abs(run["forecast"] / run["loss"] - 1) for run in runs]

@@ -109,9 +109,8 @@ def _train_and_score(world: World, run: SweepRun, inputs: dict[str, Path], work:
     tokenizer = Tokenizer.load(inputs["tokenizer"])
     model = Llama(run.config).init_weights(torch.Generator().manual_seed(run.seed))
     options = run.options
-    blends = [Blend(run.steps * options.batch_rows, run.mix, run.weights)]
     shards = inputs["shards"]
-    batches = Shards(shards, blends, options.seq_len, run.max_epochs, tokenizer.bos_id, run.seed)
+    batches = Shards(shards, run.blends, options.seq_len, run.max_epochs, tokenizer.bos_id, run.seed)
     train(model, batches, NextToken(use_compile(options, world.device)), options, world, work, log, run.name)
     scores = held_out_loss(model, tokenizer, shards, options.seq_len, run.held_out_tokens, world.device, options)
     write_text(work / "scores.json", json.dumps(scores))

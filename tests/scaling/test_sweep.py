@@ -148,6 +148,34 @@ def test_a_runs_name_holds_what_its_result_depends_on():
     assert not {run.name for run in plan_runs(make_recipe(), 272, {"shards": "y"})} & set(before)
 
 
+def test_mixes_are_compared_at_every_budget_and_probes_at_the_largest():
+    mixes = {"more-code": {"general": 0.5, "code": 0.5}, "general": {"general": 1.0}}
+    recipe = make_recipe(budgets=[2e8, 5e8, 1e9], sizes=3, mixes=mixes, probes=["code", "math"])
+    runs = plan_runs(recipe, 272, {})
+    assert runs[:9] == plan_runs(make_recipe(budgets=[2e8, 5e8, 1e9], sizes=3), 272, {})
+    of_mix = [run for run in runs if run.purpose == "mix:more-code"]
+    assert [run.budget for run in of_mix] == [2e8, 5e8, 1e9]
+    assert [run.config for run in of_mix] == [runs[i].config for i in (1, 4, 7)]
+    assert {tuple(run.blends[0].mix.items()) for run in of_mix} == {(("general", 0.5), ("code", 0.5))}
+    probes = [run for run in runs if run.purpose.startswith("probe")]
+    assert [run.purpose for run in probes] == ["probe:"] * 2 + ["probe:code"] * 2 + ["probe:math"] * 2
+    default = {"general": 0.75, "code": 0.25}
+    for run in probes:
+        first, last = run.blends
+        assert (run.budget, run.options.schedule, run.options.final_lr) == (1e9, "linear", 0.0)
+        assert first.mix == default
+        assert abs(first.rows - last.rows) <= run.options.batch_rows
+        assert first.rows + last.rows == run.steps * run.options.batch_rows
+    assert probes[0].blends[1].mix == default
+    assert probes[2].blends[1].mix == pytest.approx({"general": 0.525, "code": 0.475})
+    assert probes[4].blends[1].mix == pytest.approx({"general": 0.525, "code": 0.175, "math": 0.3})
+    assert probes[0].seed != probes[1].seed
+    with pytest.raises(PunaError, match="give two mixes or more, and three budgets"):
+        make_recipe(mixes=mixes)
+    with pytest.raises(PunaError, match="must be shares that sum to 1"):
+        make_recipe(mixes={"odd": {"general": 0.9}})
+
+
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +346,26 @@ def test_failed_runs_are_left_out_and_named(inputs: dict[str, Path], made: tuple
     assert metrics["scaling.runs"]["value"] == 23
     fit = json.loads((folder / "out" / "fit.json").read_text())
     assert fit["failed"] == {run.name: "its loss is not finite; lower peak_lr"}
+
+
+def test_mixes_and_probes_are_judged(inputs: dict[str, Path], made: tuple[Recipe, Path]):
+    recipe, folder = made
+    mixes = {"good": {"general": 1.0}, "bad": {"code": 1.0}}
+    knobs = recipe.scaling.model_dump(mode="json") | {"mixes": mixes, "probes": ["code"]}
+    recipe = make_recipe(**knobs)
+    effect = {"mix:good": 0.95, "mix:bad": 1.0, "probe:code": 0.97, "probe:": 1.0}
+    for number, run in enumerate(run for run in sweep_runs(recipe, inputs) if run.purpose in effect):
+        noise = math.exp(float(rng(0, "data", number).normal(0, 0.001)))
+        write_result(folder / "sweep", run, effect[run.purpose] * law(run.flops / 6 / run.tokens, run.tokens) * noise)
+    metrics = run_stage(recipe, inputs, folder / "out")
+    assert metrics["scaling.runs"]["value"] == 24
+    data = json.loads((folder / "out" / "data.json").read_text())
+    assert [each["mix"] for each in data["mixes"]["ranking"]] == ["good", "bad"]
+    assert data["mixes"]["ranking"][0]["best"] > 0.9
+    assert data["probes"]["code"]["helps"] is True
+    assert data["probes"]["code"]["relative"] == pytest.approx(-0.03, abs=0.005)
+    purposes = [row["purpose"] for row in csv.DictReader((folder / "out" / "points.csv").read_text().splitlines())]
+    assert len(purposes) == 24 + 8 + 4
 
 
 def test_a_sweep_makes_what_is_missing_side_by_side(inputs: dict[str, Path], tmp_path: Path):
