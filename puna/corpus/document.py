@@ -23,6 +23,8 @@ PAGES = pa.schema(
         "origin": pa.string(),
         "place": pa.int64(),
         "date": pa.string(),
+        "published": pa.string(),
+        "canonical": pa.string(),
         "part": pa.string(),
         "title": pa.string(),
         "language": pa.string(),
@@ -53,6 +55,10 @@ class Document:
     place: int = 0
     date: str = ""
     """ISO 8601, UTC: when it was fetched."""
+    published: str = ""
+    """The day that the page states, ISO 8601."""
+    canonical: str = ""
+    """The address that the page states, where it is another."""
     part: str = ""
     title: str = ""
     language: str = ""

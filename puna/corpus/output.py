@@ -25,7 +25,20 @@ STEPS = (
     *("lines", "filter", "safety", "pii", "quality", "decontaminate", "topic"),
 )
 KEPT = (
-    *("id", "url", "source", "origin", "place", "date", "part", "title", "language", "language_score"),
+    *(
+        "id",
+        "url",
+        "source",
+        "origin",
+        "place",
+        "date",
+        "published",
+        "canonical",
+        "part",
+        "title",
+        "language",
+        "language_score",
+    ),
     *("quality", "topic", "characters", "text"),
 )
 DROPPED = (

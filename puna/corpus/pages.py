@@ -17,7 +17,7 @@ import xxhash
 from puna.corpus.dedup import KEYS, url_key
 from puna.corpus.document import PAGES, Document, Table
 from puna.corpus.engine import Rows
-from puna.corpus.extract import UnusablePageError, decode, extract
+from puna.corpus.extract import UnusablePageError, extract
 from puna.corpus.language import identify, unwanted
 from puna.corpus.minhash import text_keys
 from puna.corpus.read import RawPage, SetAside, read
@@ -135,10 +135,11 @@ def extract_text(page: Document, tools: Tools) -> None:
         page.text, page.title = raw.html, raw.title
     else:
         try:
-            content = extract(decode(raw.html, raw.charset))
+            content = extract(raw.html, raw.url, raw.charset)
         except UnusablePageError as error:
             return page.drop("extract", "too-deep", str(error))
-        page.text, page.title = content.text, content.title
+        page.text, page.title, page.published = content.text, content.title, content.date or ""
+        page.canonical = content.url if content.url and content.url != raw.url else ""
     page.characters = len(page.text)
     if not page.text:
         page.drop("extract", "no-text")

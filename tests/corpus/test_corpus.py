@@ -67,7 +67,7 @@ def mixed(site) -> Path:
             "math/sum.html": page(prose(31)),
             "general/fr.html": page(FRENCH),
             "multilingual/ja.html": page(JAPANESE),
-            "general/short.html": page("Hello."),
+            "general/short.html": page(prose(99, 1)),
             "general/empty.html": b"<html><body></body></html>",
             "general/deep.html": b"<div>" * 9000,
             "general/copy.html": page(prose(3).replace(".", "!")),
@@ -89,7 +89,7 @@ def test_every_page_is_kept_or_dropped_for_its_reason(mixed: Path, tmp_path: Pat
     assert gone == {
         "https://example.org/page": ("url", "older-version", "https://example.org/page"),
         "file:multilingual/ja.html": ("language", "other-language", "ja"),
-        "file:general/short.html": ("extract", "no-text", ""),
+        "file:general/short.html": ("filter", "too-few-words", ""),
         "file:general/empty.html": ("extract", "no-text", ""),
         "file:general/deep.html": ("extract", "too-deep", "more than 2,000 elements in each other"),
         "file:general/copy.html": ("exact", "exact-copy", "file:general/3.html"),
@@ -199,10 +199,10 @@ def test_a_page_that_breaks_the_parser_is_set_aside(mixed: Path, tmp_path: Path,
     class PanicError(BaseException):  # as pyo3 raises them
         pass
 
-    def extract(html: str):
-        if prose(5)[:40] in html:
+    def extract(html: bytes, *rest):
+        if prose(5)[:40].encode() in html:
             raise PanicError("index out of bounds")
-        return real(html)
+        return real(html, *rest)
 
     real = pages.extract
     monkeypatch.setattr(pages, "extract", extract)
@@ -222,7 +222,7 @@ def test_a_quick_run_reads_some_pages_and_always_the_same(mixed: Path, tmp_path:
 
 
 def test_a_source_with_nothing_to_keep_says_why(site, tmp_path: Path, log) -> None:
-    root = site({"a.html": page("Hello."), "b.html": page("Bye."), "c.html": b""})
+    root = site({"a.html": page(prose(1, 1)), "b.html": page(prose(2, 1)), "c.html": b""})
     with pytest.raises(PunaError, match=r"none of 3 pages was kept \(2 too-few-words, 1 no-text\); bring more pages"):
         make(root, tmp_path / "out", log)
 

@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from puna.corpus import corpus, shard
 from puna.recipe import parse_recipe
+from puna.run import work_folder
 from puna.text.tokenizer import Tokenizer
 
 from .conftest import page, prose
 
 
 def recipe(source: Path | str, seed: int = 0) -> Any:
-    knobs = {"source": str(source), "workers": 1, "held_out": 0.2}
+    knobs = {"source": str(source), "engine": "inline", "held_out": 0.2}
     return parse_recipe({"name": "test", "seed": seed, "corpus": knobs}, "test")
 
 
@@ -92,6 +94,37 @@ def test_documents_are_shuffled_by_the_seed(inputs: dict[str, Path], tmp_path: P
         path.read_bytes() for path in sorted(outs[1].iterdir())
     ]
     assert cut(outs[0], "held_out") == cut(outs[2], "held_out")
+
+
+def test_the_size_of_buckets_does_not_change_the_order(
+    inputs: dict[str, Path], tmp_path: Path, log, monkeypatch
+) -> None:
+    make(inputs, tmp_path / "one", log)
+    monkeypatch.setattr(shard, "BUCKET", 2000)
+    monkeypatch.setattr(shard, "BUFFER", 3000)
+    monkeypatch.setattr(shard, "BATCH", 4)
+    make(inputs, tmp_path / "two", log)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    assert not (work_folder(tmp_path / "two") / "math").exists()
+
+
+def test_documents_of_a_group_lie_together(inputs: dict[str, Path], tmp_path: Path, log) -> None:
+    path = inputs["corpus"] / "documents" / "math.parquet"
+    table = pq.read_table(path)
+    languages = ["de" if n % 3 else "en" for n in range(table.num_rows)]
+    table = table.set_column(table.schema.get_field_index("language"), "language", pa.array(languages))
+    pq.write_table(table, path)
+    out = tmp_path / "out"
+    make(inputs, out, log)
+    ranges = json.loads((out / "shards.json").read_text())["groups"]["math"]
+    assert [entry["language"] for entry in ranges] == ["de", "en"]
+    assert ranges[0]["start"] == 0
+    assert ranges[1]["start"] == ranges[0]["tokens"]
+    assert sum(entry["tokens"] for entry in ranges) == np.load(out / "math.idx.npy")[-1]
+    tokenizer = Tokenizer.load(inputs["tokenizer"])
+    first = [tokenizer.decode(ids[1:-1]) for ids in cut(out, "math")[: languages.count("de")]]
+    assert sorted(first) == sorted(t for t, code in zip(table["text"].to_pylist(), languages) if code == "de")
 
 
 def test_a_large_vocabulary_takes_four_bytes(inputs: dict[str, Path], tmp_path: Path, log, monkeypatch) -> None:
