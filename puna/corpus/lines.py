@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from puna.corpus.shingles import blocks_of
 from puna.corpus.tables import BATCH, connect, scan, write
 from puna.recipe import Corpus
 
@@ -30,14 +31,7 @@ BLOCK = 1 << 18  # characters of the texts whose lines are hashed at once
 def line_keys(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """[lines of all texts] uint64, BLANK for those of spaces only, and [texts] int64 how many each has."""
     counts = np.array([text.count("\n") + 1 for text in texts], np.int64)
-    keys, block, size = [np.zeros(0, np.uint64)], [], 0
-    for text in texts:
-        block.append(text)
-        size += len(text)
-        if size >= BLOCK:
-            keys.append(_hash_lines(block))
-            block, size = [], 0
-    return np.concatenate([*keys, _hash_lines(block)]), counts
+    return np.concatenate([np.zeros(0, np.uint64), *map(_hash_lines, blocks_of(texts, BLOCK))]), counts
 
 
 def buckets(languages: Sequence[str], before: dict[str, int], knobs: Corpus) -> np.ndarray:
@@ -148,8 +142,6 @@ def _blank_after(dropped: np.ndarray, blank: np.ndarray, starts: np.ndarray) -> 
 
 
 def _hash_lines(texts: list[str]) -> np.ndarray:
-    if not texts:
-        return np.zeros(0, np.uint64)
     lines = "\n".join(texts).encode("utf-8", "surrogatepass").split(b"\n")
     return np.fromiter(map(xxhash.xxh3_64_intdigest, map(bytes.strip, lines)), np.uint64, len(lines))
 

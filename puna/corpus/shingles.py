@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 
-BLOCK = 1 << 15
+BLOCK = 1 << 16
 """Characters hashed at once: the arrays of a block fit the second-level cache of a core."""
 CODES = 0x20000
 """Characters with a value of their own; the rare ideographs and signs above share one."""
@@ -33,7 +33,7 @@ def hash_words(text: str) -> np.ndarray:
 def hash_words_of(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """[words of all texts] uint64, one text after the other, and [texts] int64 how many each has."""
     words, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for block in _blocks(texts):
+    for block in blocks_of(texts, BLOCK):
         hashes, starts = _hash_block("\n".join(block))
         ends = np.cumsum([len(text) + 1 for text in block])
         words.append(hashes)
@@ -73,12 +73,12 @@ def hash_ngrams_of(words: np.ndarray, counts: np.ndarray, n: int) -> tuple[np.nd
     return grams, whole
 
 
-def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Runs of texts of about BLOCK characters together; one that is longer goes alone."""
+def blocks_of(texts: Sequence[str], characters: int) -> Iterator[list[str]]:
+    """Runs of texts of at most so many characters together; one that is longer goes alone."""
     block: list[str] = []
     size = 0
     for text in texts:
-        if block and size + len(text) > BLOCK:
+        if block and size + len(text) > characters:
             yield block
             block, size = [], 0
         block.append(text)
@@ -89,20 +89,19 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 def _hash_block(text: str) -> tuple[np.ndarray, np.ndarray]:
     """[words] uint64 hashes and [words] int64 places where they start."""
-    values, unspaced = _alphabet()
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    terms = values.take(codes, mode="clip")
+    terms = _alphabet().take(codes, mode="clip")
     inside = np.zeros(len(terms) + 2, bool)  # of a word, with an end put before and after
     np.not_equal(terms, 0, out=inside[1:-1])
-    if text.isascii():
-        edges = np.flatnonzero(inside[1:] != inside[:-1])
-        starts, ends = edges[::2], edges[1::2]
+    between = inside[1:] != inside[:-1]
+    alone = terms & np.uint64(1) if not text.isascii() else terms[:0]
+    if alone.any():
+        between[1:] |= alone != 0
+        between[:-1] |= alone != 0
+        starts, ends = np.flatnonzero(between & inside[1:]), np.flatnonzero(between & inside[:-1])
     else:
-        alone = np.zeros(len(inside), bool)
-        alone[1:-1] = unspaced.take(codes, mode="clip")
-        between = (inside[1:] != inside[:-1]) | alone[1:] | alone[:-1]
-        starts = np.flatnonzero(between & inside[1:])
-        ends = np.flatnonzero(between & inside[:-1])
+        edges = np.flatnonzero(between)
+        starts, ends = edges[::2], edges[1::2]
     size = 1 << len(terms).bit_length()
     terms *= _powers(ODD, size)[: len(terms)]
     sums = np.zeros(len(terms) + 1, np.uint64)
@@ -113,19 +112,19 @@ def _hash_block(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _alphabet() -> tuple[np.ndarray, np.ndarray]:
-    """[CODES] uint64: a value for each letter, mark, number and underscore, without case; 0 for all else.
-    [CODES] bool: is it of a script without spaces?"""
+def _alphabet() -> np.ndarray:
+    """[CODES] uint64: a value for each letter, mark, number and underscore, without case; 0 for all else. Odd are
+    those of scripts without spaces."""
     characters = [chr(code) for code in range(CODES)]
     lower = (character.lower() for character in characters)
     codes = [ord(small) if len(small) == 1 else code for code, small in enumerate(lower)]
     word = [unicodedata.category(character)[0] in "LMN" or character == "_" for character in characters]
-    values = _mix(np.array(codes, np.uint64) + np.uint64(1)) * np.array(word)
-    unspaced = np.zeros(CODES, bool)
+    word[-1] = True
+    unspaced = np.zeros(CODES, np.uint64)
     for low, high in UNSPACED:
-        unspaced[low : high + 1] = True
-    values[-1] = _mix(np.array([CODES], np.uint64))[0]
-    return values, unspaced & (values != 0)
+        unspaced[low : high + 1] = 1
+    values = _mix(np.array(codes, np.uint64) + np.uint64(1)) & ~np.uint64(1) | unspaced
+    return values * np.array(word)
 
 
 @cache
