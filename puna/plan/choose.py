@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from puna.errors import PunaError
 from puna.plan.layout import Job, Layout, layouts, why_not
@@ -58,8 +59,16 @@ def evaluate(job: Job, layout: Layout, machine: Machine) -> Choice:
     return Choice(layout, machine, training_memory(job, layout), step_time(job, layout, machine))
 
 
-def choose(job: Job, machine: Machine, given: dict[str, int | str] | None = None) -> tuple[Choice, list[str]]:
-    """The recommended layout with what is `given`, and sentences on what binds.
+class Recommendation(NamedTuple):
+    best: Choice
+    binds: list[str]
+    """Sentences on what keeps it from being faster."""
+    others: list[Choice]
+    """Other degrees that fit, each with its fastest settings, fastest first."""
+
+
+def choose(job: Job, machine: Machine, given: dict[str, int | str] | None = None) -> Recommendation:
+    """The recommended layout with what is `given`.
 
     A batch too small for the whole machine gets the largest half, quarter, ... that it fills. Where nothing fits, the
     layout that needs least memory comes back, with `fits` false. Raises PunaError for a layout that cannot be.
@@ -73,8 +82,6 @@ def choose(job: Job, machine: Machine, given: dict[str, int | str] | None = None
     part = machine
     while not choices and part.count >= 1:
         choices = [evaluate(job, layout, part) for layout in layouts(job, part, given)]
-        if given and not choices:
-            break
         smaller = part.count // 2 if part.count % 2 == 0 else part.count - 1
         part = dataclasses.replace(part, count=smaller)
     if not choices:
@@ -85,9 +92,13 @@ def choose(job: Job, machine: Machine, given: dict[str, int | str] | None = None
         lack = best.need / best.machine.processor.memory
         line = f"memory: the leanest layout needs {lack:,.1f} times what a processor has"
         enough = None if given else fewest(job, machine)
-        return best, [line + (f"; {enough.name} would do" if enough else "")]
+        return Recommendation(best, [line + (f"; {enough.name} would do" if enough else "")], [])
     best = _fastest([choice for choice in fitting if choice.fits_well] or fitting)
-    return best, _binds(job, best, _fastest(choices), machine)
+    fastest: dict[tuple[int, ...], Choice] = {}
+    for choice in sorted(fitting, key=lambda choice: (choice.expected, choice.cost)):
+        fastest.setdefault(choice.layout.degrees, choice)
+    fastest.pop(best.layout.degrees)
+    return Recommendation(best, _binds(job, best, _fastest(choices), machine), list(fastest.values()))
 
 
 def fewest(job: Job, machine: Machine) -> Machine | None:

@@ -53,6 +53,10 @@ class Layout:
     """Activation checkpointing: none; selective, every second matrix product again (torchtitan's); full, all again."""
 
     @property
+    def degrees(self) -> tuple[int, int, int, int]:
+        return self.tp, self.cp, self.pp, self.dp
+
+    @property
     def processors(self) -> int:
         return self.tp * self.cp * self.pp * self.dp
 

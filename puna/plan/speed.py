@@ -114,8 +114,7 @@ def step_time(job: Job, layout: Layout, machine: Machine) -> Step:
     products = layers * 2 * (layer_parameters(c) - 2 * c.dim) * tokens / layout.tp / peak
     head = 2 * c.vocab_size * c.dim * tokens / layout.tp / (p.bf16 * p.matmul)
     products += head if layout.pp == 1 else 0.0  # with PP the output counts as one of the layers
-    # causal: half of the square, forward
-    attention = layers * 2 * job.seq_len * c.dim * tokens / layout.tp / (p.bf16 * p.attention)
+    attention = layers * 2 * job.seq_len * c.dim * tokens / layout.tp / (p.bf16 * p.attention)  # half of the square
     elementwise = layers * elementwise_bytes(job) * tokens / layout.tp / p.bandwidth
     again = {
         "none": 0.0,
@@ -129,6 +128,8 @@ def step_time(job: Job, layout: Layout, machine: Machine) -> Step:
     volume = step_volume(job, layout)
     tp = volume.tp / m / (p.link * LINK_EFFICIENCY)
     cp = volume.cp / m / (bandwidth(p, layout, "cp") * LINK_EFFICIENCY)
+    # the loss passes over bf16 and fp32 logits and gradients (about 30 bytes each), the update over weight, copy,
+    # gradient and two moments (as much); the output of a pipeline is in its layers
     softmax = 30 * c.vocab_size * tokens / layout.tp / p.bandwidth if layout.pp == 1 else 0.0
     state = 30 * c.layers * layer_parameters(c) / (layout.tp * layout.pp) / p.bandwidth
     state /= layout.dp * layout.cp if layout.shard else 1

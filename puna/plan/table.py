@@ -25,8 +25,10 @@ def plan_lines(plan: Plan) -> Iterator[str | Table]:
     yield from machine_lines(plan.machine)
     yield ""
     yield stage_table(plan)
-    main = plan.stages[0]
+    yield "[dim]6ND without attention, FLOPs with its full square; memory of one processor; time without failures;[/]"
+    yield "[dim]corpus, sampling and evaluation are not planned: they depend on the source[/]"
     yield ""
+    main = plan.stages[0]
     yield from layout_lines(main)
     if main.choice.fits:
         yield ""
@@ -52,8 +54,8 @@ def machine_lines(machine: Machine) -> Iterator[str]:
 def stage_table(plan: Plan) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("stage")
-    for name in ("tokens", "6ND FLOPs", "with attention", "memory each", "processors", "training time"):
-        table.add_column(name, justify="right")
+    for name in ("tokens", "6ND", "FLOPs", "memory", "processors", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
     for s in plan.stages:
         need = size(s.choice.need)
         fits = s.choice.fits
@@ -72,7 +74,7 @@ def stage_table(plan: Plan) -> Table:
 def layout_lines(stage: StagePlan) -> Iterator[str]:
     """The layout of one stage: batch, bubble, memory by what holds it, communication by axis, speed, what binds."""
     choice, job = stage.choice, stage.job
-    layout, p = choice.layout, choice.machine.processor
+    layout, step, p = choice.layout, choice.step, choice.machine.processor
     m = layout.micro_batches(job)
     yield f"[bold]{stage.name}: {layout}[/], {SHARDED[layout.shard]}, activations recomputed: {layout.recompute}"
     yield (
@@ -87,12 +89,13 @@ def layout_lines(stage: StagePlan) -> Iterator[str]:
         )
     memory = choice.memory
     parts = ("weights", "gradients", "optimizer", "activations", "gathered", "working")
-    sizes = [(part, getattr(memory, part)) for part in parts]
-    shown = ", ".join(f"{part} {size(held)}" for part, held in sizes if held >= 0.001 * memory.total)
+    sizes = [(part, getattr(memory, part)) for part in parts] + [("allocator and driver", choice.need - memory.total)]
+    unit, name = (GIB, "GiB") if memory.total > GIB else (2**20, "MiB")
+    shown = ", ".join(f"{part} {held / unit:,.1f}" for part, held in sizes if held >= 0.001 * memory.total)
     tight = "fits" if choice.fits_well else "[yellow]fits, with little to spare[/]"
     verdict = tight if choice.fits else "[red]does not fit[/]"
     yield f"  memory     {size(choice.need)} of {size(p.memory)}, {verdict}; +-15%, as torchtitan's readings lie"
-    yield f"             {shown}, allocator and driver {size(choice.need - memory.total)}"
+    yield f"             in {name}: {shown}"
     if not choice.fits:
         yield from (f"  binds      {line}" for line in stage.binds)
         return
@@ -105,6 +108,9 @@ def layout_lines(stage: StagePlan) -> Iterator[str]:
             f"({rates[0]:,.0f} as 6ND, {rates[2]:,.0f} with the full square: {rates[2] * 1e12 / p.bf16:.0%} MFU)"
         )
     yield from (f"  binds      {line}" for line in stage.binds)
+    for i, other in enumerate(stage.others[:4]):
+        slower = f"{step.seconds / other.step.seconds - 1:+.0%} speed, {size(other.need)}"
+        yield f"  {'also fit' if i == 0 else '':<10} {other.layout}: {slower}, recompute {other.layout.recompute}"
 
 
 def communication_lines(stage: StagePlan) -> Iterator[str]:

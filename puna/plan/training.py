@@ -53,6 +53,8 @@ class StagePlan:
     flops_6nd: float
     choice: Choice
     binds: list[str]
+    others: list[Choice]
+    """What else fits, fastest first."""
     seconds: float
     """Of training alone, without interruptions."""
 
@@ -146,13 +148,13 @@ def _stage(
     if machine.processor.mfu is not None:  # measured data-parallel, as puna's loop runs
         given = {"tp": 1, "cp": 1, "pp": 1, "micro": knobs.micro_rows, "recompute": "none", "shard": 0} | given
     job = Job(config, knobs.seq_len, knobs.batch_rows, fp8=settings.fp8)
-    choice, binds = choose(job, machine, given)
+    found = choose(job, machine, given)
     flops_6nd = 6.0 * count_parameters(config) * tokens * passes
     flops = tokens * flops_per_token(config, knobs.seq_len) * passes
-    seconds = choice.step.seconds * tokens / job.batch_tokens * passes
+    seconds = found.best.step.seconds * tokens / job.batch_tokens * passes
     if settings.tflops:
-        seconds = flops_6nd / (settings.tflops * 1e12 * choice.machine.count)
-    return StagePlan(name, job, tokens, flops, flops_6nd, choice, binds, seconds)
+        seconds = flops_6nd / (settings.tflops * 1e12 * found.best.machine.count)
+    return StagePlan(name, job, tokens, flops, flops_6nd, found.best, found.binds, found.others, seconds)
 
 
 def stage_tokens(recipe: Recipe) -> Iterator[tuple[str, tuple[Training, float, float]]]:
@@ -231,4 +233,8 @@ def _stage_json(stage: StagePlan) -> dict[str, Any]:
         "mfu": stage.rate(stage.flops) / choice.machine.processor.bf16,
         "seconds": stage.seconds,
         "binds": stage.binds,
+        "others": [
+            {**dataclasses.asdict(c.layout), "memory_needed": c.need, "step_seconds": c.step.seconds}
+            for c in stage.others
+        ],
     }

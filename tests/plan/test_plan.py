@@ -179,21 +179,32 @@ def test_part_of_a_layout_can_be_given():
 
 
 def test_a_model_that_fits_nowhere_says_what_would_do():
-    choice, (line,) = choose(Job(PRESETS["8b"], 8192, 512), find_machine("1 x rtx4090"))
+    choice, (line,), _ = choose(Job(PRESETS["8b"], 8192, 512), find_machine("1 x rtx4090"))
     assert not choice.fits
     assert "8 x RTX 4090 would do" in line
 
 
 def test_a_small_batch_fills_a_part_of_the_machine():
-    choice, lines = choose(Job(PRESETS["1m"], 256, 4), find_machine("64 x 8 h100"))
+    choice, lines, _ = choose(Job(PRESETS["1m"], 256, 4), find_machine("64 x 8 h100"))
     assert choice.machine.count < 512
     assert choice.fits
     assert lines[0].startswith("batch: 4 rows fill")
 
 
+def test_more_cores_than_rows():
+    core = find_machine("this").processor
+    recipe = Recipe(name="x", model=Model(preset="1m"))
+    pretrain = recipe.pretrain.model_copy(update={"seq_len": 256, "batch_rows": 4, "micro_rows": 2, "tokens": 10**6})
+    plan = make_plan(recipe.model_copy(update={"pretrain": pretrain}), Machine(core, 48))
+    assert 1 <= plan.stages[0].choice.machine.count <= 2
+
+
 def test_the_choice_is_the_fastest_that_fits_comfortably():
     job, machine = Job(PRESETS["70b"], 8192, 1024), find_machine("64 x 8 h100")
-    best, lines = choose(job, machine)
+    best, lines, others = choose(job, machine)
+    assert best.layout.degrees not in {other.layout.degrees for other in others}
+    assert all(other.fits for other in others)
+    assert [o.expected for o in others] == sorted(o.expected for o in others)
     assert best.fits_well
     for layout in layouts(job, machine):
         if layout.cp == 1 and training_memory(job, layout).reserved < 0.9 * machine.processor.memory:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from puna.model.llama import PRESETS, count_parameters, flops_per_token
+from puna.plan.choose import choose
 from puna.plan.layout import Job, Layout, why_not
 from puna.plan.machines import GIB, find_machine
 from puna.plan.memory import training_memory
@@ -123,10 +124,11 @@ def test_8b_and_70b_hours_are_not_explained_and_not_bent(preset: str, implied: f
 
 
 def test_the_papers_layouts_are_what_the_planner_chooses():
-    for machine, dp in (("1024 x 8 h100", 64), ("2048 x 8 h100", 128)):
-        layout = make_plan(recipe("405b"), find_machine(machine)).stages[0].choice.layout
-        assert (layout.tp, layout.cp, layout.pp, layout.dp) == (8, 1, 16, dp)
-        assert layout.recompute == "none"
+    for row in ROWS[:3]:
+        job, paper, machine = setting(row)
+        best = choose(job, machine).best
+        assert best.layout.degrees == paper.degrees
+        assert best.layout.recompute == "none"
 
 
 @pytest.mark.parametrize("preset", ["1b", "8b", "70b", "405b"])
