@@ -8,6 +8,7 @@ dirty words.
 import gzip
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +26,7 @@ from puna.corpus.scripts import SPACELESS
 from puna.errors import PunaError
 from puna.recipe import Corpus
 
-FEWEST = 3  # dirty words for which a text is dropped; one or two are a quotation, or another meaning
+FEWEST = 3  # different dirty words for which a text is dropped; one or two are a quotation, a cock or an ass
 PUNCTUATION = ".,;:!?¡¿\"'()[]{}<>«»“”‘’„*…-—"
 
 # -- blocked domains ---------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def dirty_words(text: Text, knobs: Corpus) -> str | None:
         return None
     found = words.count(text)
     limit = knobs.rules_for(text.language).max_dirty_word_fraction * len(text.words)
-    return "dirty-words" if found >= FEWEST and found > limit else None
+    return "dirty-words" if len(found) >= FEWEST and found.total() > limit else None
 
 
 @dataclass(frozen=True)
@@ -148,17 +149,22 @@ class DirtyWords:
     phrases: dict[str, tuple[str, ...]]
     """By their first word."""
 
-    def count(self, text: Text) -> int:
-        """Words of the text that are dirty; the characters of dirty words in a language without spaces."""
+    def count(self, text: Text) -> Counter[str]:
+        """How often each comes; in a language without spaces, how many characters each covers."""
         if text.language in SPACELESS:
             plain = text.text.lower()
-            return sum(plain.count(word) * len(word) for word in self.single)
-        plain = [(word.strip(PUNCTUATION).lower(), count) for word, count in text.word_counts.items()]
-        found = sum(count for word, count in plain if word in self.single)
-        if firsts := self.phrases.keys() & {word for word, _ in plain}:
-            joined = f" {' '.join(word.strip(PUNCTUATION).lower() for word in text.words)} "
-            found += sum(joined.count(f" {phrase} ") for first in firsts for phrase in self.phrases[first])
-        return found
+            return +Counter({word: plain.count(word) * len(word) for word in self.single})
+        found: Counter[str] = Counter()
+        plain = {}
+        for written, count in text.word_counts.items():
+            word = plain[written] = written.strip(PUNCTUATION).lower()
+            if word in self.single:
+                found[word] += count
+        if firsts := self.phrases.keys() & plain.values():
+            joined = f" {' '.join(plain[word] for word in text.words)} "
+            for phrase in (phrase for first in firsts for phrase in self.phrases[first]):
+                found[phrase] += len(re.findall(f"(?<= ){re.escape(phrase)}(?= )", joined))
+        return +found
 
 
 @cache
