@@ -69,13 +69,17 @@ class Heuristics(Knobs):
     """Share of the words that are personal data (section 3.1.1 drops such domains)."""
 
 
-# A word of a language without spaces is one character, or the letter with its vowel signs: see puna/corpus/scripts.py.
-_NO_SPACES = {"min_mean_word_length": 0.0, "min_words_per_line": 6.0}
+# Where words have no spaces a word is one character (puna/corpus/scripts.py). Thresholds in words are larger by the
+# characters in a word, and its length says nothing. Languages that write short words together have fewer stop words.
+_CHARACTERS = {"min_mean_word_length": 0.0, "min_words_per_line": 6.0, "min_stop_word_fraction": 0.05}
+_CHINESE = {**_CHARACTERS, "min_words": 80, "max_words": 170_000}
+_SOUTH_EAST = {**_CHARACTERS, "min_words": 160, "max_words": 350_000}
 PER_LANGUAGE: dict[str, dict[str, float]] = {
-    "ja": {**_NO_SPACES, "min_words": 120, "max_words": 250_000, "min_stop_word_fraction": 0.06},
+    **dict.fromkeys(("wuu", "yue", "zh"), _CHINESE),
+    **dict.fromkeys(("bo", "km", "lo", "my", "th"), _SOUTH_EAST),
+    **dict.fromkeys(("ar", "fa", "he", "hi", "tr"), {"min_stop_word_fraction": 0.05}),
+    "ja": {**_CHARACTERS, "min_words": 120, "max_words": 250_000},
     "ko": {"min_mean_word_length": 1.5},
-    "th": {**_NO_SPACES, "min_words": 160, "max_words": 350_000, "min_stop_word_fraction": 0.08},
-    "zh": {**_NO_SPACES, "min_words": 80, "max_words": 170_000, "min_stop_word_fraction": 0.04},
 }
 
 
