@@ -9,10 +9,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from puna.corpus.cli import app as corpus
 from puna.errors import PunaError
 from puna.log import console
 from puna.recipe import load_recipe
 from puna.run import BY_NAME, STAGES, Run, Stage
+from puna.scaling.cli import app as scaling
 
 app = typer.Typer(
     help="Raise a Llama: from raw web pages to a chat model that uses tools, by the Llama 3.1 recipe.",
@@ -21,6 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.add_typer(corpus, name="corpus")
+app.add_typer(scaling, name="scaling")
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, for example recipes/tiny.toml.")]
 WordsArgument = Annotated[

@@ -7,6 +7,7 @@ The output is JSONL in the order of the documents, one line for each answer: `id
 `tokens` in and out. A run that was stopped goes on after the last whole line; documents that failed are asked again.
 """
 
+import heapq
 import json
 import os
 import threading
@@ -252,3 +253,10 @@ def read_labels(path: str | Path) -> Iterator[tuple[str, str]]:
         if value is None or isinstance(value, list | dict) or not isinstance(text, str):
             raise PunaError(f"{path}: record {number} needs `text` and `label`; it has {', '.join(record)}")
         yield str(int(value)) if isinstance(value, bool | float) and value == int(value) else str(value), text
+
+
+def choose(pairs: Iterable[tuple[str, str]], limit: int, seed: int) -> list[tuple[str, str]]:
+    """At most `limit` of pairs that end in a text, chosen and ordered by the text's hash; only these are in memory."""
+    return heapq.nsmallest(
+        limit, pairs, key=lambda pair: xxhash.xxh3_64_digest(pair[1].encode("utf-8", "replace"), seed)
+    )

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.corpus import quality
-from puna.corpus.quality import FastText, area_under_curve, judge, order_labels, precision_recall, sample, score
+from puna.corpus.examples import area_under_curve, evaluate, precision_recall, quality_examples, sample
+from puna.corpus.linear import FastText, train_fasttext
+from puna.corpus.quality import judge, order_labels, score
 from puna.corpus.records import read_records, read_texts
 from puna.errors import PunaError
 from puna.recipe import Corpus
@@ -37,7 +39,7 @@ def text(label: str, seed: int, length: int = 30) -> str:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model") / "quality.bin"
-    quality.train_fasttext(examples(), path, buckets=1000, dim=8)
+    train_fasttext(examples(), path, buckets=1000, dim=8)
     return str(path)
 
 
@@ -54,10 +56,10 @@ def test_a_classifier_tells_texts_apart_that_it_never_saw(model: str):
 
 
 def test_training_again_gives_the_same_bytes(model: str, tmp_path: Path):
-    quality.train_fasttext(examples(), tmp_path / "again.bin", buckets=1000, dim=8)
+    train_fasttext(examples(), tmp_path / "again.bin", buckets=1000, dim=8)
     assert (tmp_path / "again.bin").read_bytes() == Path(model).read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["again.bin"]
-    quality.train_fasttext(examples(), tmp_path / "other.bin", buckets=1000, dim=8, seed=1)
+    train_fasttext(examples(), tmp_path / "other.bin", buckets=1000, dim=8, seed=1)
     assert (tmp_path / "other.bin").read_bytes() != Path(model).read_bytes()
 
 
@@ -70,14 +72,14 @@ def test_probabilities_sum_to_one_and_depend_on_their_own_text_alone(model: str)
 
 
 def test_a_text_cannot_spell_a_label(tmp_path: Path):
-    quality.train_fasttext([("a", "__label__c one two"), ("b", "__LABEL__d one three")] * 3, tmp_path / "m", dim=2)
+    train_fasttext([("a", "__label__c one two"), ("b", "__LABEL__d one three")] * 3, tmp_path / "m", dim=2)
     assert FastText(tmp_path / "m").labels == ["a", "b"]
 
 
 def test_scales_of_numbers_are_averaged_and_single_labels_picked(tmp_path: Path):
     pairs = [(label, text("01"[label != "10"], seed)) for label in ("0", "10", "2") for seed in range(20)]
     path = str(tmp_path / "scale")
-    quality.train_fasttext(pairs, Path(path), dim=4, buckets=100)
+    train_fasttext(pairs, Path(path), dim=4, buckets=100)
     probabilities = FastText(Path(path)).probabilities([text("1", 99)])[0]
     assert order_labels(["hq", "10", "2", "0", "cc"]) == ["0", "2", "10", "cc", "hq"]
     assert score(path, [text("1", 99)])[0] == pytest.approx(probabilities[2] + 0.2 * probabilities[1])
@@ -87,7 +89,7 @@ def test_scales_of_numbers_are_averaged_and_single_labels_picked(tmp_path: Path)
 
 
 def test_labels_that_are_no_numbers_must_be_named(tmp_path: Path):
-    quality.train_fasttext([("hq", "one two"), ("cc", "three four")] * 5, tmp_path / "m", dim=2)
+    train_fasttext([("hq", "one two"), ("cc", "three four")] * 5, tmp_path / "m", dim=2)
     with pytest.raises(PunaError, match=r"no numbers; name the good one: .*#LABEL"):
         score(str(tmp_path / "m"), ["one"])
     assert score(f"{tmp_path / 'm'}#hq", ["one"]).shape == (1,)
@@ -104,9 +106,9 @@ def test_a_file_that_is_no_model_is_named(tmp_path: Path, content: bytes):
 
 def test_training_needs_two_labels_of_one_word(tmp_path: Path):
     with pytest.raises(PunaError, match="two labels at least"):
-        quality.train_fasttext([("1", "text")], tmp_path / "m")
+        train_fasttext([("1", "text")], tmp_path / "m")
     with pytest.raises(PunaError, match="'a b' cannot be a label"):
-        quality.train_fasttext([("a b", "text")], tmp_path / "m")
+        train_fasttext([("a b", "text")], tmp_path / "m")
 
 
 # -- judging --
@@ -136,10 +138,8 @@ def test_every_quality_model_must_be_passed_and_the_lowest_score_is_kept(model: 
 
 def test_topics_and_parts(model: str, tmp_path: Path):
     names = {"0": "shopping", "1": "science"}
-    quality.train_fasttext([(names[label], one) for label, one in examples()], tmp_path / "topic", dim=8, buckets=1000)
-    quality.train_fasttext(
-        [("01"[label == "0"], one) for label, one in examples()], tmp_path / "not", dim=8, buckets=1000
-    )
+    train_fasttext([(names[label], one) for label, one in examples()], tmp_path / "topic", dim=8, buckets=1000)
+    train_fasttext([("01"[label == "0"], one) for label, one in examples()], tmp_path / "not", dim=8, buckets=1000)
     chosen = knobs(topic_model=str(tmp_path / "topic"), part_models={"math": model, "code": str(tmp_path / "not")})
     texts = [text("1", 700), text("0", 700)]
     assert [(j.topic, j.part) for j in judge(texts, ["en"] * 2, chosen)] == [("science", "math"), ("shopping", "code")]
@@ -182,13 +182,13 @@ def test_examples_are_balanced_and_shuffled_by_content(tmp_path: Path):
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in [*bad, *good, "", " "]))
     with gzip.open(tmp_path / "good.jsonl.gz", "wt") as handle:
         handle.writelines(json.dumps({"text": one}) + "\n" for one in good * 2)
-    pairs = quality.quality_examples(tmp_path / "good.jsonl.gz", tmp_path / "bad.jsonl", 100, 0)
+    pairs = quality_examples(tmp_path / "good.jsonl.gz", tmp_path / "bad.jsonl", 100, 0)
     assert sorted(one for label, one in pairs if label == "1") == sorted(good)
     assert len({one for label, one in pairs if label == "0"} & set(bad)) == 30 == len(pairs) / 2
     assert 5 < sum(label == "1" for label, _ in pairs[:30]) < 25
     (tmp_path / "empty").mkdir()
     with pytest.raises(PunaError, match=r"empty: .*no records"):
-        quality.quality_examples(tmp_path / "empty", tmp_path / "bad.jsonl", 100, 0)
+        quality_examples(tmp_path / "empty", tmp_path / "bad.jsonl", 100, 0)
 
 
 @given(st.lists(st.text("abc", min_size=1, max_size=3)), st.integers(1, 10), st.randoms())
@@ -243,10 +243,22 @@ def test_precision_and_recall():
     assert precision_recall(scores, positive, 1.0) == (0.0, 0.0)
 
 
+def test_evaluation_of_scores_labels_and_single_labels(model: str, tmp_path: Path):
+    pairs = [(label, text(label, seed)) for label in "01" for seed in range(300, 320)]
+    result = evaluate(model, pairs)
+    assert (result["examples"], result["auc"]) == (40, 1.0)
+    assert result["thresholds"][4] == (0.5, 1.0, 1.0)
+    assert evaluate(f"{model}#0", pairs)["auc"] == 1.0
+    train_fasttext([("ab"[int(label)], one) for label, one in examples()], tmp_path / "m", dim=8, buckets=1000)
+    swapped = [("ba"[int(label)] if n == 0 else "ab"[int(label)], one) for n, (label, one) in enumerate(pairs)]
+    result = evaluate(str(tmp_path / "m"), swapped)
+    assert result == {"examples": 40, "accuracy": 39 / 40, "labels": [("a", 19, 0.95, 1.0), ("b", 21, 1.0, 20 / 21)]}
+
+
 def test_people_s_labels_are_learned_a_little(shared_data, tmp_path: Path):
     """225 pages that people labelled keep or drop: few to learn from, yet better than chance."""
     rows = list(read_records(shared_data("quality_labels") / "dclm_majority_data.jsonl.gz"))
     train, test = rows[::2], rows[1::2]
-    quality.train_fasttext(((str(row["label"]), row["text"]) for row in train), tmp_path / "m", epochs=40, ngrams=1)
+    train_fasttext(((str(row["label"]), row["text"]) for row in train), tmp_path / "m", epochs=40, ngrams=1)
     scores = score(str(tmp_path / "m"), [row["text"] for row in test])
     assert area_under_curve(scores, np.array([row["label"] == 1 for row in test])) > 0.6

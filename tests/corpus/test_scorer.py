@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from puna.corpus import quality
+from puna.corpus.examples import area_under_curve
 from puna.corpus.scorer import Scorer, train_scorer
 from puna.errors import PunaError
 from puna.log import Log
@@ -51,7 +52,7 @@ def model(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_tells_texts_apart_that_it_never_saw(model: Path):
     scores = quality.score(str(model), [text(label, seed) for label in "01" for seed in range(1000, 1020)])
-    assert quality.area_under_curve(scores, np.arange(40) >= 20) > 0.98
+    assert area_under_curve(scores, np.arange(40) >= 20) > 0.98
     knobs = quality.Corpus(quality_models={str(model): 0.5})  # pyright: ignore[reportCallIssue]
     good, bad = quality.judge([text("1", 99), text("0", 99)], ["en", "en"], knobs)
     assert (good.reason, bad.reason) == (None, "low-quality")
