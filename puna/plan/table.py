@@ -143,11 +143,12 @@ def total_lines(plan: Plan) -> Iterator[str]:
     if plan.machine.processor.watts is None:
         return  # one machine at home: neither failures nor prices
     source = "the paper's rate, table 5" if s.failures_per_gpu_day == FAILURES_PER_GPU_DAY else "the rate given"
-    often = f", one every {duration(r.mean_time_between)}" if r.unexpected else ""
-    yield f"  failures   {r.unexpected:,.1f} unexpected interruptions{often} ({source}), {r.planned:,.1f} planned"
+    rare = f", one every {duration(r.mean_time_between)}" if r.unexpected else ""
+    often = f"every {duration(r.interval)} (Daly)" if r.unexpected else "never, without failures"
+    yield f"  failures   {r.unexpected:,.1f} unexpected interruptions{rare} ({source}), {r.planned:,.1f} planned"
     yield (
         f"  checkpoint {r.checkpoint_bytes / 1e9:,.1f} GB (weights and moments, fp32) in {duration(r.write)}, "
-        f"best every {duration(r.interval)} (Daly); the model in bf16 {2 * parameters / 1e9:,.1f} GB"
+        f"best {often}; the model in bf16 {2 * parameters / 1e9:,.1f} GB"
     )
     given = " (given)" if s.effective else f" with {s.restart_minutes:g} minutes to restart (ours)"
     yield f"  effective  {plan.effective:.1%} of the time trains{given}"

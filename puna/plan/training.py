@@ -1,6 +1,7 @@
 """The plan of a recipe's training: each stage's tokens, FLOPs, layout and time; then hours, cost, energy, failures."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,11 +97,11 @@ class Plan:
     @property
     def uncertainty(self) -> float:
         """Of the time, as a share. 15% holds for every published row that has no context parallelism (published.py),
-        50% for most that have; ours are 30% where the share of the peak is assumed, 10% where it was measured."""
+        50% for most that have; ours are 30% where the share of the peak is assumed, 20% where it was measured."""
         if self.settings.tflops:
             return 0.0
         if self.machine.processor.source.startswith("measured"):
-            return 0.10
+            return 0.20
         if self.stages[0].choice.layout.cp > 1:
             return 0.50
         return 0.15 if self.machine.processor.source.startswith("fitted") else 0.30
@@ -195,7 +196,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "days": plan.days,
         "uncertainty": plan.uncertainty,
         "effective_time": plan.effective,
-        "reliability": dataclasses.asdict(plan.reliability),
+        "reliability": {k: v if math.isfinite(v) else None for k, v in dataclasses.asdict(plan.reliability).items()},
         "price_gpus": settings.price_per_gpu_hour and settings.price_per_gpu_hour * hours,
         "kwh": plan.kwh,
         "price_energy": settings.price_per_kwh and plan.kwh and settings.price_per_kwh * plan.kwh,

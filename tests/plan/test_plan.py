@@ -334,6 +334,9 @@ def test_json_is_one_object(tmp_path):
     assert code == 0
     assert [stage["stage"] for stage in plan["stages"]] == ["pretrain", "sft", "dpo"]
     assert plan["stages"][0]["fits"]
+    code, out = run(str(path), "--machine", "8 x h100", "--failures", "0", "--json")
+    assert "Infinity" not in out
+    assert json.loads(out)["reliability"]["interval"] is None
     code, out = run(str(path), "--machine", "8 x h100", "--serve", "--json", "--precision", "fp8")
     assert json.loads(out)["fits"]
 
