@@ -8,7 +8,6 @@ from the paper (arXiv 2407.21783) names its section; every other default is ours
 import difflib
 import json
 import tomllib
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -75,9 +74,9 @@ _CHARACTERS = {"min_mean_word_length": 0.0, "min_words_per_line": 6.0, "min_stop
 _CHINESE = {**_CHARACTERS, "min_words": 80, "max_words": 170_000}
 _SOUTH_EAST = {**_CHARACTERS, "min_words": 160, "max_words": 350_000}
 PER_LANGUAGE: dict[str, dict[str, float]] = {
-    **dict.fromkeys(("wuu", "yue", "zh"), _CHINESE),
-    **dict.fromkeys(("bo", "km", "lo", "my", "th"), _SOUTH_EAST),
-    **dict.fromkeys(("ar", "fa", "he", "hi", "tr"), {"min_stop_word_fraction": 0.05}),
+    **{code: _CHINESE for code in ("wuu", "yue", "zh")},
+    **{code: _SOUTH_EAST for code in ("bo", "km", "lo", "my", "th")},
+    **{code: {"min_stop_word_fraction": 0.05} for code in ("ar", "fa", "he", "hi", "tr")},
     "ja": {**_CHARACTERS, "min_words": 120, "max_words": 250_000},
     "ko": {"min_mean_word_length": 1.5},
 }
@@ -185,12 +184,11 @@ class Corpus(Heuristics):
 
     def rules_for(self, language: str) -> Heuristics:
         """The thresholds for texts in a language."""
-        return self._rules.get(language, self)
-
-    @cached_property
-    def _rules(self) -> dict[str, Heuristics]:
-        common = self.model_dump(include=set(Heuristics.model_fields))
-        return {code: Heuristics.model_validate(common | own) for code, own in self.per_language.items()}
+        own = self.per_language.get(language)
+        if not own:
+            return self
+        common = {name: getattr(self, name) for name in Heuristics.model_fields}
+        return Heuristics.model_construct(**(common | own))  # checked when the recipe was read
 
     @model_validator(mode="after")
     def classifiers_fit(self) -> "Corpus":
