@@ -6,6 +6,7 @@
     pass 2    lines, filter, safety, pii, quality, decontaminate     shard by shard (texts.py)
     output    topic; documents/PART.parquet  held_out.parquet   what was kept (output.py)
               dropped.parquet  funnel.json  source.json         what was not, how many where, and where it came from
+              account.html                                      some pages of every reason, to look at (account.py)
 
 Shards are worked on by any number of workers (engine.py). Each pass writes a folder for a shard, named by the digest of
 all it depends on: the files, the knobs that the pass may read, and the passes before. So a run that was killed goes on
@@ -39,6 +40,7 @@ from puna.corpus import (
     source,
     texts,
 )
+from puna.corpus.account import write_account
 from puna.corpus.engine import Engine, Job, open_engine, run_here, run_jobs
 from puna.corpus.source import File
 from puna.corpus.tables import connect, quote, scan
@@ -71,11 +73,13 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     passes = Passes(knobs, work, log)
     with open_engine(knobs) as engine:
         shards = passes.judge(engine, pages.make_shards(files, knobs))
-    funnel = output.write(out, [shard / "documents.parquet" for shard in shards], knobs)
+    funnel, samples = output.write(out, [shard / "documents.parquet" for shard in shards], knobs)
     if funnel["steps"][-1]["out"] == 0:
         raise PunaError(_nothing_left(knobs, funnel))
     if passes.evaluation:
         output.write_json(out / "contamination.json", report_contamination(passes.evaluation, shards, knobs))
+    log.message("writing the account")
+    write_account(out / "account.html", samples, funnel, files, knobs)
     output.write_json(out / "source.json", about | {"files": len(files)})
     _tell_of_poison(funnel, log)
     return _metrics(funnel)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from puna.corpus.account import Samples
 from puna.corpus.document import DOCUMENTS, EXCERPT, ROW_GROUP, Table
 from puna.corpus.mix import keeps, topic_fractions
 from puna.corpus.read import PARTS
@@ -80,8 +81,9 @@ def held_out_bound(found: Survey, share: float) -> str:
     return bound
 
 
-def write(out: Path, shards: Sequence[Path], knobs: Corpus) -> dict[str, Any]:
-    """Write documents/PART.parquet, held_out.parquet, dropped.parquet and funnel.json, whose content is returned."""
+def write(out: Path, shards: Sequence[Path], knobs: Corpus) -> tuple[dict[str, Any], Samples]:
+    """Write documents/PART.parquet, held_out.parquet, dropped.parquet and funnel.json; its content, and some rows."""
+    samples = Samples()
     found = survey(shards)
     bound = held_out_bound(found, knobs.held_out)
     fractions = topic_fractions(found.topics, knobs)
@@ -95,6 +97,7 @@ def write(out: Path, shards: Sequence[Path], knobs: Corpus) -> dict[str, Any]:
         dropped = stack.enter_context(Table(out / "dropped.parquet", _schema(DROPPED)))
         for table in _groups(shards, DOCUMENTS.names):
             table = sample_topics(table, fractions)
+            samples.add(table)
             counts = table.group_by(["step", "reason"]).aggregate([([], "count_all")]).to_pylist()
             drops.update({(row["step"], row["reason"]): row["count_all"] for row in counts})
             dropped.add_table(table.filter(~KEPT_ROWS))
@@ -111,7 +114,7 @@ def write(out: Path, shards: Sequence[Path], knobs: Corpus) -> dict[str, Any]:
         "languages": {language: _sizes(count) for language, count in sorted(sizes["language"].items())},
     }
     write_json(out / "funnel.json", funnel)
-    return funnel
+    return funnel, samples
 
 
 def sample_topics(table: pa.Table, fractions: Mapping[str, float]) -> pa.Table:
