@@ -73,10 +73,11 @@ class Heuristics(Knobs):
 _CHARACTERS = {"min_mean_word_length": 0.0, "min_words_per_line": 6.0, "min_stop_word_fraction": 0.05}
 _CHINESE = {**_CHARACTERS, "min_words": 80, "max_words": 170_000}
 _SOUTH_EAST = {**_CHARACTERS, "min_words": 160, "max_words": 350_000}
+_PREFIXES = {"min_stop_word_fraction": 0.05}
 PER_LANGUAGE: dict[str, dict[str, float]] = {
-    **{code: _CHINESE for code in ("wuu", "yue", "zh")},
-    **{code: _SOUTH_EAST for code in ("bo", "km", "lo", "my", "th")},
-    **{code: {"min_stop_word_fraction": 0.05} for code in ("ar", "fa", "he", "hi", "tr")},
+    **dict.fromkeys(("ar", "fa", "he", "hi", "tr"), _PREFIXES),
+    **dict.fromkeys(("bo", "km", "lo", "my", "th"), _SOUTH_EAST),
+    **dict.fromkeys(("wuu", "yue", "zh"), _CHINESE),
     "ja": {**_CHARACTERS, "min_words": 120, "max_words": 250_000},
     "ko": {"min_mean_word_length": 1.5},
 }
@@ -187,8 +188,8 @@ class Corpus(Heuristics):
         own = self.per_language.get(language)
         if not own:
             return self
-        common = {name: getattr(self, name) for name in Heuristics.model_fields}
-        return Heuristics.model_construct(**(common | own))  # checked when the recipe was read
+        values: dict[str, Any] = {name: getattr(self, name) for name in Heuristics.model_fields} | own
+        return Heuristics.model_construct(**values)  # checked when the recipe was read
 
     @model_validator(mode="after")
     def classifiers_fit(self) -> "Corpus":
