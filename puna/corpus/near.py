@@ -10,6 +10,7 @@ alike in their frame.
 Each arrow goes through a file in `work`. What memory holds is a batch, DuckDB's share, and one byte for each document.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,7 @@ nearest in length. It bounds the work where templated pages fill a bucket; pairs
 DEVIATIONS = 4
 """A pair is verified unless its estimate lies so many standard deviations under the threshold."""
 TEXT_BATCH = 1 << 24  # characters of the texts that are asked for at once
+PAIR_BATCH = 1 << 13  # pairs whose signatures are compared at once
 PAIRS = pa.schema({"worse": pa.int64(), "better": pa.int64()})
 ALIKE = pa.schema({"worse": pa.int64(), "better": pa.int64(), "alike": pa.int32()})
 PLACES = pa.schema({"rank": pa.int64(), "start": pa.int64(), "shingles": pa.int64()})
@@ -108,10 +110,13 @@ def _alike(
         f"SELECT worse, better, w.row, b.row FROM (SELECT DISTINCT worse, better FROM {scan(pairs)}) "
         f"JOIN {by_rank} w ON worse = w.file_row_number JOIN {by_rank} b ON better = b.file_row_number"
     )
-    for worse, better, worse_rows, better_rows in columns_of(db, query):
-        agree = (_rows(signatures, worse_rows, knobs) == _rows(signatures, better_rows, knobs)).sum(axis=1, dtype="i4")
-        near = agree >= floor * permutations
-        yield {"worse": worse[near], "better": better[near], "alike": agree[near]}
+    for columns in columns_of(db, query):
+        for start in range(0, len(columns[0]), PAIR_BATCH):
+            worse, better, worse_rows, better_rows = (column[start : start + PAIR_BATCH] for column in columns)
+            equal = _rows(signatures, worse_rows, knobs) == _rows(signatures, better_rows, knobs)
+            agree = equal.sum(axis=1, dtype=np.int32)
+            near = agree >= floor * permutations
+            yield {"worse": worse[near], "better": better[near], "alike": agree[near]}
 
 
 def _write_shingles(
@@ -150,22 +155,28 @@ def _verdicts(
         f"JOIN {by_rank} w ON worse = w.file_row_number JOIN {by_rank} b ON better = b.file_row_number "
         "ORDER BY worse, alike DESC, better"
     )
-    for columns in columns_of(db, query):
-        docs, others = [], []
-        # mapped anew for each batch, so that what was read can leave memory
-        shingles = np.memmap(work / "shingles.bin", np.uint64, "r")
-        for worse, better, doc, other, start, size, other_start, other_size in zip(*(c.tolist() for c in columns)):
-            if dropped[worse] or dropped[better]:
-                continue
-            mine, its = shingles[start : start + size], shingles[other_start : other_start + other_size]
-            if jaccard(mine, its) >= knobs.minhash_threshold:
-                dropped[worse] = True
-                docs.append(doc)
-                others.append(other)
-        yield {"doc": np.array(docs, np.int64), "other": np.array(others, np.int64)}
+    with open(work / "shingles.bin", "rb") as file:
+
+        def shingles(start: int, count: int) -> np.ndarray:
+            return np.frombuffer(os.pread(file.fileno(), 8 * count, 8 * start), np.uint64)
+
+        for columns in columns_of(db, query):
+            docs, others = [], []
+            for worse, better, doc, other, *places_of_two in zip(*(column.tolist() for column in columns)):
+                if dropped[worse] or dropped[better]:
+                    continue
+                if jaccard(shingles(*places_of_two[:2]), shingles(*places_of_two[2:])) >= knobs.minhash_threshold:
+                    dropped[worse] = True
+                    docs.append(doc)
+                    others.append(other)
+            yield {"doc": np.array(docs, np.int64), "other": np.array(others, np.int64)}
 
 
 def _rows(signatures: Path, rows: np.ndarray, knobs: Corpus) -> np.ndarray:
-    """[rows, permutations] uint32"""
-    stored = np.memmap(signatures, np.uint32, "r").reshape(-1, knobs.minhash_permutations)
-    return stored[rows]
+    """[rows, permutations] uint32, read and not mapped, so that only they take memory."""
+    distinct, places = np.unique(rows, return_inverse=True)
+    runs = np.split(distinct, np.flatnonzero(np.diff(distinct) != 1) + 1)
+    size = 4 * knobs.minhash_permutations
+    with open(signatures, "rb") as file:
+        read = b"".join(os.pread(file.fileno(), size * len(run), size * int(run[0])) for run in runs if len(run))
+    return np.frombuffer(read, np.uint32).reshape(-1, knobs.minhash_permutations)[places]
