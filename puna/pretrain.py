@@ -9,10 +9,10 @@ import torch
 from puna.errors import PunaError
 from puna.log import Log
 from puna.model.llama import PRESETS, Llama, LlamaConfig, count_parameters
-from puna.recipe import Model, Pretrain, Recipe
+from puna.recipe import Model, Recipe
 from puna.run import figure, work_folder
 from puna.text.tokenizer import Tokenizer
-from puna.train.batches import Blend, Shards
+from puna.train.batches import Shards, blends_of
 from puna.train.launch import World, count_processes, launch
 from puna.train.loop import train, use_compile
 from puna.train.losses import NextToken
@@ -37,20 +37,12 @@ def model_config(knobs: Model, vocab_size: int) -> LlamaConfig:
     return dataclasses.replace(PRESETS[knobs.preset], vocab_size=vocab_size, **knobs.overrides)
 
 
-def blends(knobs: Pretrain) -> list[Blend]:
-    """The rows of all steps: the mix, and after it that of the anneal."""
-    rows = knobs.steps * knobs.batch_rows
-    anneal = min(rows, knobs.anneal_tokens // knobs.seq_len)
-    last = Blend(anneal, knobs.anneal_mix or knobs.mix, knobs.anneal_weights or knobs.weights)
-    return [Blend(rows - anneal, knobs.mix, knobs.weights), *([last] if anneal else [])]
-
-
 def _train(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> None:
     knobs = recipe.pretrain
     tokenizer = Tokenizer.load(inputs["tokenizer"])
     model = Llama(model_config(recipe.model, tokenizer.vocab_size))
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
-    batches = Shards(inputs["shards"], blends(knobs), knobs.seq_len, knobs.max_epochs, tokenizer.bos_id, recipe.seed)
+    batches = Shards(inputs["shards"], blends_of(knobs), knobs.seq_len, knobs.max_epochs, tokenizer.bos_id, recipe.seed)
     loss = NextToken(compiled=use_compile(knobs, world.device))
     train(model, batches, loss, knobs, world, work_folder(out), log, "pretraining")
     if world.rank == 0:

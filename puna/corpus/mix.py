@@ -5,8 +5,7 @@ web, and down-samples them; which ones, and to what, it does not print. How ofte
 `pretrain.mix` and `pretrain.weights` and done in puna/train/batches.py.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xxhash
@@ -45,23 +44,5 @@ def keeps(names: Sequence[str], topics: Sequence[str], fractions: Mapping[str, f
     return draws < np.array([fractions.get(topic, 1.0) for topic in topics]) * 2.0**64
 
 
-# -- groups ------------------------------------------------------------------------------------------------------------
-
 GROUP = ("language", "topic", "source")
-"""The columns by whose values `pretrain.weights` may weigh documents."""
-
-
-def group_ranges(columns: Mapping[str, Iterable[str]], tokens: Iterable[int]) -> list[dict[str, Any]]:
-    """For shards.json: the range of tokens of each run of documents that agree in all of GROUP.
-
-    `columns` and `tokens` (the length of each document) are in the order of the token file.
-    """
-    ranges: list[dict[str, Any]] = []
-    start = 0
-    for *names, count in zip(*(columns[name] for name in GROUP), tokens):
-        group = dict(zip(GROUP, names))
-        if not ranges or any(ranges[-1][name] != group[name] for name in GROUP):
-            ranges.append({**group, "start": start, "tokens": 0})
-        ranges[-1]["tokens"] += count
-        start += count
-    return ranges
+"""The columns by whose values `pretrain.weights` weighs documents: shards keep documents apart that differ in them."""

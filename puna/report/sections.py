@@ -15,7 +15,7 @@ from markupsafe import Markup
 from puna.errors import PunaError
 from puna.report.figures import Bar, Curve, Dot, Row, bar_chart, dot_chart, line_chart, smooth, thin
 from puna.run import Metrics, Run
-from puna.train.batches import share_rows
+from puna.train.batches import blends_of, share_out
 
 MODELS = {"pretrain": "pretrained", "sft": "after SFT", "dpo": "after DPO"}
 STYLES = {"pretrain": "series1", "sft": "series2", "dpo": "series3"}
@@ -109,15 +109,18 @@ def mix(run: Run) -> dict[str, Any] | None:
     shards = json.loads((run.folder / "shards" / "shards.json").read_text(encoding="utf-8"))["parts"]
     documents = {part: counts["documents"] for part, counts in shards.items()}
     tokens = {part: counts["tokens"] for part, counts in shards.items()}
-    parts = [part for part, share in knobs.mix.items() if share > 0 and part in tokens]
+    blends = blends_of(knobs)
+    parts = list({part: None for blend in blends for part, share in blend.mix.items() if share > 0 and part in tokens})
+    rows = sum(blend.rows for blend in blends)
+    planned = {part: sum(blend.rows * blend.mix.get(part, 0.0) for blend in blends) / rows for part in parts}
     lines = []
     trained = dict.fromkeys(parts, 0)
     if run.manifest("pretrain"):
-        rows = {part: max(0, tokens[part] - 1) // knobs.seq_len for part in parts}
-        planned = {part: knobs.mix[part] for part in parts}
+        lengths = {part: tokens[part] for part in parts}
         with suppress(PunaError):  # the recipe was changed to what these shards do not allow
-            counts = share_rows(knobs.steps * knobs.batch_rows, planned, rows, knobs.max_epochs)
-            trained = {part: count * knobs.seq_len for part, count in zip(parts, counts)}
+            pieces, counts = share_out(run.folder / "shards", lengths, blends, knobs.seq_len, knobs.max_epochs)
+            for piece, *taken in zip(pieces, *counts):
+                trained[piece.part] += sum(taken) * knobs.seq_len
     for part in parts:
         lines.append(
             {
@@ -126,7 +129,7 @@ def mix(run: Run) -> dict[str, Any] | None:
                 "tokens": tokens[part],
                 "trained": trained[part],
                 "epochs": trained[part] / max(1, tokens[part]),
-                "planned_share": knobs.mix[part],
+                "planned_share": planned[part],
                 "trained_share": trained[part] / max(1, sum(trained.values())),
                 "tokens_share": tokens[part] / max(1, sum(tokens.values())),
                 "documents_share": documents[part] / max(1, sum(documents.values())),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from puna.errors import PunaError
+from puna.recipe import Pretrain
 
 IGNORE = -100
 """The label of a token that no loss is taken on."""
@@ -91,17 +92,13 @@ class Shards:
         self.seq_len, self.bos_id, self.seed = seq_len, bos_id, seed
         parts = {part: None for blend in blends for part, share in blend.mix.items() if share > 0}
         self.tokens = {part: read_tokens(folder, part) for part in parts}
-        weightings = [blend.weights for blend in blends]
-        self.pieces = cut_pieces(folder, {p: len(t) for p, t in self.tokens.items()}, weightings, seq_len)
-        caps = [int(piece.rows * max_epochs) for piece in self.pieces]
-        orders = []
-        for number, blend in reversed(list(enumerate(blends))):
-            counts = share_pieces(blend, number, self.pieces, caps, max_epochs)
-            caps = [cap - count for cap, count in zip(caps, counts)]
-            order = np.repeat(np.arange(len(self.pieces), dtype=np.min_scalar_type(len(self.pieces))), counts)
+        lengths = {part: len(tokens) for part, tokens in self.tokens.items()}
+        self.pieces, counts = share_out(folder, lengths, blends, seq_len, max_epochs)
+        numbers = np.arange(len(self.pieces), dtype=np.min_scalar_type(len(self.pieces)))
+        orders = [np.repeat(numbers, count) for count in counts]
+        for number, order in enumerate(orders):
             rng(seed, "mix", *([number] if number else [])).shuffle(order)
-            orders.append(order)
-        self._piece = np.concatenate(orders[::-1])
+        self._piece = np.concatenate(orders)
         # how many rows of the same piece come before row i
         self._nth = np.zeros(len(self._piece), np.int64)
         for number in range(len(self.pieces)):
@@ -136,6 +133,27 @@ class Shards:
             self._permutations[which, epoch] = rng(self.seed, *item).permutation(piece.rows)
         start = piece.start + int(self._permutations[which, epoch][place]) * self.seq_len
         return self.tokens[piece.part][start : start + self.seq_len + 1].astype(np.int64)
+
+
+def blends_of(knobs: Pretrain) -> list[Blend]:
+    """The rows of all steps of pretraining: the mix, and after it that of the anneal."""
+    rows = knobs.steps * knobs.batch_rows
+    anneal = min(rows, knobs.anneal_tokens // knobs.seq_len)
+    last = Blend(anneal, knobs.anneal_mix or knobs.mix, knobs.anneal_weights or knobs.weights)
+    return [Blend(rows - anneal, knobs.mix, knobs.weights), *([last] if anneal else [])]
+
+
+def share_out(
+    folder: Path, lengths: dict[str, int], blends: Sequence[Blend], seq_len: int, max_epochs: float
+) -> tuple[list[Piece], list[list[int]]]:
+    """The pieces of parts of so many tokens, and how many rows each blend takes of each. The last is served first."""
+    pieces = cut_pieces(folder, lengths, [blend.weights for blend in blends], seq_len)
+    caps = [int(piece.rows * max_epochs) for piece in pieces]
+    counts = []
+    for number, blend in reversed(list(enumerate(blends))):
+        counts.append(share_pieces(blend, number, pieces, caps, max_epochs))
+        caps = [cap - count for cap, count in zip(caps, counts[-1])]
+    return pieces, counts[::-1]
 
 
 def cut_pieces(

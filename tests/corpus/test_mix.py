@@ -1,11 +1,11 @@
-"""Topics are sampled down to their limits by hash; groups are the ranges that weights are given to."""
+"""Topics are sampled down to their limits, by the hash of each document."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.corpus.mix import group_ranges, keeps, topic_fractions
+from puna.corpus.mix import keeps, topic_fractions
 from puna.errors import PunaError
 from puna.recipe import Corpus
 
@@ -63,12 +63,3 @@ def test_which_documents_stay_depends_on_their_names_alone():
     more = keeps(names, topics, {"arts": 0.5})
     assert (more | ~stay).all()  # a higher share keeps what a lower one kept
     assert keeps([], [], {}).shape == (0,)
-
-
-def test_group_ranges_cover_the_tokens_in_their_order():
-    columns = {"language": ["en", "en", "de"], "topic": ["a", "a", "a"], "source": ["x", "x", "x"]}
-    assert group_ranges(columns, [10, 5, 7]) == [
-        {"language": "en", "topic": "a", "source": "x", "start": 0, "tokens": 15},
-        {"language": "de", "topic": "a", "source": "x", "start": 15, "tokens": 7},
-    ]
-    assert group_ranges({"language": [], "topic": [], "source": []}, []) == []

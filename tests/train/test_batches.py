@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from puna.errors import PunaError
 from puna.model.llama import Llama
-from puna.pretrain import blends
 from puna.recipe import Pretrain, Training
-from puna.train.batches import IGNORE, Blend, PackedChats, Shards, lay_out, pack, share_rows
+from puna.train.batches import IGNORE, Blend, PackedChats, Shards, blends_of, lay_out, pack, share_rows
 from puna.train.launch import World
 from puna.train.loop import rows_of
 from puna.train.losses import NextToken
@@ -203,13 +202,13 @@ def test_the_anneal_comes_last_from_its_own_mix_and_the_epochs_go_on(grouped: Pa
 
 def test_the_recipe_names_the_blends():
     knobs = Pretrain(tokens=1000, seq_len=10, batch_rows=4, anneal_tokens=205, anneal_mix={"math": 1.0})  # pyright: ignore
-    assert blends(knobs) == [Blend(80, knobs.mix, {}), Blend(20, {"math": 1.0}, {})]
-    assert blends(knobs.model_copy(update={"anneal_tokens": 0})) == [Blend(100, knobs.mix, {})]
+    assert blends_of(knobs) == [Blend(80, knobs.mix, {}), Blend(20, {"math": 1.0}, {})]
+    assert blends_of(knobs.model_copy(update={"anneal_tokens": 0})) == [Blend(100, knobs.mix, {})]
     with pytest.raises(ValueError, match="'color:red' = 2; write source:, language: or topic:NAME"):
         Pretrain(weights={"color:red": 2})  # pyright: ignore
     with pytest.raises(ValueError, match="anneal_mix and anneal_weights need anneal_tokens"):
         Pretrain(anneal_mix={"math": 1.0})  # pyright: ignore
-    with pytest.raises(ValueError, match="anneal_mix={'math': 0.5} must be shares"):
+    with pytest.raises(ValueError, match=r"anneal_mix={'math': 0.5} must be shares"):
         Pretrain(anneal_mix={"math": 0.5}, anneal_tokens=5)  # pyright: ignore
 
 
