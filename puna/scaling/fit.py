@@ -18,7 +18,7 @@ from puna.scaling.approaches import (
 )
 from puna.scaling.points import Points
 from puna.scaling.power import Array, PowerLaw
-from puna.scaling.samples import Interval, generator, interval, resample_runs
+from puna.scaling.samples import Interval, generator, interval, plain, resample_runs
 from puna.scaling.trust import find_warnings
 
 APPROACHES = ("isoflop", "parametric", "envelope")
@@ -169,7 +169,7 @@ def fit_scaling(
         backtest=_backtest(ends, level, seed) if law else None,
         warnings=list(points.warnings),
     )
-    fit.warnings.extend(find_warnings(fit, reasons))
+    fit.warnings.extend(plain(warning) for warning in find_warnings(fit, reasons))
     return fit
 
 

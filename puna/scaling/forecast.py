@@ -7,7 +7,7 @@ on models whose size is unknown or that were trained on other data too (the pape
 (loss 0, accuracy 1) as the ladder does.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,73 +16,15 @@ from puna.errors import PunaError
 from puna.scaling.power import Array, PowerLaw, fit_power_law, refit_power_law
 from puna.scaling.samples import Interval, generator, interval
 from puna.scaling.sigmoid import Sigmoid, fit_sigmoid, refit_sigmoid
+from puna.scaling.task_runs import MOVING_AVERAGE, Ends, TaskRuns, ends_of
 
 LAWS = ("power", "linear")
-MOVING_AVERAGE = 5
-"""Checkpoints averaged, and below the part of a run's start that step 2 leaves out (Bhagia et al., section 3.3)."""
 SKIPPED_START = 0.1
+"""The part of a run's checkpoints that step 2 leaves out as too noisy (Bhagia et al., section 3.3)."""
 WIDE = 0.15
 """An interval of accuracy wider than this decides little (ours)."""
 STEEP = 0.6
 """Published exponents of language-model losses lie between about 0.2 and 0.5 (the bound is ours)."""
-
-
-@dataclass(frozen=True)
-class TaskRuns:
-    """Checkpoints of runs on one task, (n,) each: in a run, in the order of training.
-
-    Sizes are NaN where unknown: a model without FLOPs takes part in step 2 only, one without params or tokens in the
-    linear law only. PunaError for losses and accuracies that cannot be right.
-    """
-
-    run: tuple[str, ...]
-    params: Array
-    tokens: Array
-    flops: Array
-    loss: Array
-    accuracy: Array
-
-    def __post_init__(self) -> None:
-        for name, column in (("loss", self.loss), ("accuracy", self.accuracy)):
-            bad = np.flatnonzero(~np.isfinite(column) | (column < 0))
-            if bad.size:
-                rows = ", ".join(f"row {i + 1}: {column[i]:g}" for i in bad[:5])
-                hint = "a log-likelihood is minus a loss" if name == "loss" else "leave out what was not measured"
-                raise PunaError(f"{name} must be a number from 0 up, but {rows}; {hint}")
-        if self.accuracy.max() > 1:
-            raise PunaError(f"accuracy up to {self.accuracy.max():g} looks like percent; give fractions: divide by 100")
-
-    def runs(self) -> Iterator[tuple[str, Array]]:
-        """Each run's name and positions."""
-        names = np.array(self.run)
-        for name in dict.fromkeys(self.run):
-            yield name, np.flatnonzero(names == name)
-
-    def keep(self, names: Sequence[str]) -> "TaskRuns":
-        """Only these runs."""
-        at = np.flatnonzero(np.isin(self.run, list(names)))
-        columns = (self.params, self.tokens, self.flops, self.loss, self.accuracy)
-        return TaskRuns(tuple(self.run[i] for i in at), *(column[at] for column in columns))
-
-
-@dataclass(frozen=True)
-class Ends:
-    """The end of every run: (r,) each; loss and accuracy averaged over its last checkpoints."""
-
-    run: tuple[str, ...]
-    params: Array
-    tokens: Array
-    flops: Array
-    loss: Array
-    accuracy: Array
-
-    def known(self, kind: str) -> Array:
-        """Which runs have the sizes that this law needs."""
-        return np.isfinite(self.params * self.tokens) if kind == "power" else np.isfinite(self.flops)
-
-    def sizes(self, chosen: Array) -> Array:
-        """params, tokens, FLOPs of these runs, (3, r)."""
-        return np.stack([self.params, self.tokens, self.flops])[:, chosen]
 
 
 @dataclass(frozen=True)
@@ -175,16 +117,6 @@ class Step1:
         assert self.constant is not None
         x = np.log(sizes[2])
         return self.constant[..., None] + self.slope[..., None] * x if x.ndim else self.constant + self.slope * x
-
-
-def ends_of(runs: TaskRuns, average: int = MOVING_AVERAGE) -> Ends:
-    """The last point of every run, its loss and accuracy averaged over the last `average` checkpoints."""
-    rows = [(name, at) for name, at in runs.runs()]
-    last = np.array([at[-1] for _, at in rows])
-    loss = np.array([runs.loss[at[-average:]].mean() for _, at in rows])
-    accuracy = np.array([runs.accuracy[at[-average:]].mean() for _, at in rows])
-    names = tuple(name for name, _ in rows)
-    return Ends(names, runs.params[last], runs.tokens[last], runs.flops[last], loss, accuracy)
 
 
 def fit_forecast(

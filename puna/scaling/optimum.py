@@ -70,15 +70,11 @@ def fixed_size(law: PowerLaw, flops: float, params: float, k: float = 6.0) -> Mo
     return at_size(law, params, flops / (k * params), k)
 
 
-def overtrained(law: PowerLaw, flops: float, shrink: ArrayLike, k: float = 6.0) -> list[Model]:
-    """Models `shrink` times smaller than the optimum at `flops`, trained until they reach its loss.
-
-    A model too small to reach it at any number of tokens is left out.
-    """
-    best = compute_optimal(law, flops, k)
-    sizes = best.params / np.atleast_1d(np.asarray(shrink, float))
-    tokens = tokens_for_loss(law, sizes, best.loss)
-    return [at_size(law, float(n), float(d), k) for n, d in zip(sizes, tokens) if np.isfinite(d)]
+def overtrained(law: PowerLaw, model: Model, shrink: float, k: float = 6.0) -> Model | None:
+    """A model `shrink` times smaller, trained until it has the loss of `model`; None where it never gets there."""
+    params = model.params / shrink
+    tokens = float(tokens_for_loss(law, params, model.loss))
+    return at_size(law, params, tokens, k) if np.isfinite(tokens) else None
 
 
 def tokens_for_loss(law: PowerLaw, params: ArrayLike, loss: float) -> Array:

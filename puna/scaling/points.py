@@ -211,7 +211,9 @@ def select(table: list[dict[str, Any]], where: Mapping[str, str], path: Path) ->
     return table
 
 
-def find_column(table: Sequence[Mapping[str, Any]], name: str, asked: str | None) -> str | None:
+def find_column(
+    table: Sequence[Mapping[str, Any]], name: str, asked: str | None, names: Mapping[str, tuple[str, ...]] = NAMES
+) -> str | None:
     """The column asked for, or one with a usual name, or None."""
     present = list(table[0])
     if asked is not None:
@@ -219,7 +221,7 @@ def find_column(table: Sequence[Mapping[str, Any]], name: str, asked: str | None
             raise PunaError(f"no column {asked!r} for {name}; the table has {', '.join(map(str, present))}")
         return asked
     plain = {str(column).strip().lower().replace(" ", "_").replace("-", "_"): column for column in reversed(present)}
-    return next((plain[usual] for usual in NAMES[name] if usual in plain), None)
+    return next((plain[usual] for usual in names[name] if usual in plain), None)
 
 
 def numeric(table: Sequence[Mapping[str, Any]], column: str) -> list[float]:

@@ -18,6 +18,19 @@ class Interval(NamedTuple):
     high: float
 
 
+def plain(text: str) -> str:
+    """1e22 for Python's 1e+22."""
+    return text.replace("e+", "e")
+
+
+def human(value: float) -> str:
+    """Parameters or tokens as they are spoken of: 16.1T, 393B, 7.5M."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
 def generator(seed: int, purpose: str) -> np.random.Generator:
     """Draws keyed by (seed, what for): adding one use does not change another."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode())])

@@ -7,8 +7,9 @@ import pytest
 from scipy.optimize import curve_fit
 
 from puna.errors import PunaError
-from puna.scaling.forecast import Target, TaskRuns, backtest, fit_forecast, moving_average
+from puna.scaling.forecast import Target, backtest, fit_forecast, moving_average
 from puna.scaling.sigmoid import Sigmoid, fit_sigmoid
+from puna.scaling.task_runs import TaskRuns
 
 SIGMOID = Sigmoid(np.array([-0.75, 0.8, 6.0, 1.0]))
 SIZES = (2e8, 4e8, 8e8, 1.6e9)
