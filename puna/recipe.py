@@ -186,10 +186,7 @@ class Corpus(Heuristics):
     def rules_for(self, language: str) -> Heuristics:
         """The thresholds for texts in a language."""
         own = self.per_language.get(language)
-        if not own:
-            return self
-        values: dict[str, Any] = {name: getattr(self, name) for name in Heuristics.model_fields} | own
-        return Heuristics.model_construct(**values)  # checked when the recipe was read
+        return self.model_copy(update=own) if own else self
 
     @model_validator(mode="after")
     def classifiers_fit(self) -> "Corpus":
