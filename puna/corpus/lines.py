@@ -10,7 +10,7 @@ two share one by a chance of 3%.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +25,18 @@ from puna.recipe import Corpus
 COUNTS = pa.schema({"language": pa.string(), "bucket": pa.int32(), "line": pa.uint64(), "count": pa.int64()})
 FREQUENT = pa.schema({"language": pa.string(), "bucket": pa.int32(), "line": pa.uint64()})
 BLANK = np.uint64(xxhash.xxh3_64_intdigest(b""))
-BLOCK = 1 << 18  # characters of the texts whose lines are hashed at once
+BLOCK = 1 << 16  # characters of the texts whose lines are hashed at once
 
 
 def line_keys(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """[lines of all texts] uint64, BLANK for those of spaces only, and [texts] int64 how many each has."""
-    counts = np.array([text.count("\n") + 1 for text in texts], np.int64)
-    return np.concatenate([np.zeros(0, np.uint64), *map(_hash_lines, blocks_of(texts, BLOCK))]), counts
+    keys, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for block in blocks_of(texts, BLOCK):
+        lines = [text.encode("utf-8", "surrogatepass").split(b"\n") for text in block]
+        counts.append(np.array([len(of_text) for of_text in lines], np.int64))
+        hashes = map(xxhash.xxh3_64_intdigest, map(bytes.strip, chain.from_iterable(lines)))
+        keys.append(np.fromiter(hashes, np.uint64, int(counts[-1].sum())))
+    return np.concatenate(keys), np.concatenate(counts)
 
 
 def buckets(languages: Sequence[str], before: dict[str, int], knobs: Corpus) -> np.ndarray:
@@ -139,11 +144,6 @@ def _blank_after(dropped: np.ndarray, blank: np.ndarray, starts: np.ndarray) -> 
     gone = np.zeros(len(dropped), bool)
     gone[places[(before < first) | blank[before]]] = True
     return gone
-
-
-def _hash_lines(texts: list[str]) -> np.ndarray:
-    lines = "\n".join(texts).encode("utf-8", "surrogatepass").split(b"\n")
-    return np.fromiter(map(xxhash.xxh3_64_intdigest, map(bytes.strip, lines)), np.uint64, len(lines))
 
 
 def _groups(languages: Sequence[str], buckets: np.ndarray) -> Iterator[tuple[tuple[str, int], np.ndarray]]:
