@@ -7,6 +7,7 @@ that hold the example. Words are those of shingles.py: no case, no punctuation.
 The index is a folder of arrays that every process maps into memory:
 
     grams.npy     [n] uint64, sorted: the n-grams of all examples, each once
+    table.npy     [2^bits] bool: whether any of them begins with these bits, which spares most documents the search
     starts.npy    [n + 1] int64: where the places of each n-gram lie in
     places.npy    [m] int64: numbers of words, counted through all examples, at which the n-gram begins
     examples.npy  [examples + 1] int64: number of the first word of each example
@@ -27,6 +28,8 @@ from puna.corpus.shingles import hash_ngrams, hash_words, hash_words_of
 from puna.errors import PunaError
 from puna.recipe import Corpus
 
+ARRAYS = ("grams", "table", "starts", "places", "examples")
+MOST_BITS = 28
 SHARES = (0.2, 0.4, 0.6, 0.8)
 """T_D, the paper's threshold, is chosen for each set by its effect on the score; the report gives these."""
 
@@ -34,6 +37,7 @@ SHARES = (0.2, 0.4, 0.6, 0.8)
 @dataclass(frozen=True)
 class Index:
     grams: np.ndarray
+    table: np.ndarray
     starts: np.ndarray
     places: np.ndarray
     examples: np.ndarray
@@ -43,10 +47,12 @@ class Index:
 
     def find(self, grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of `grams` [k] are in the index: [k] bool, and the numbers [found] they have there."""
-        numbers = np.searchsorted(self.grams, grams)
+        found = self.table[grams >> np.uint64(65 - len(self.table).bit_length())]
+        numbers = np.searchsorted(self.grams, grams[found])
         numbers[numbers == len(self.grams)] = 0
-        found = self.grams[numbers] == grams if len(self.grams) else np.zeros(len(grams), bool)
-        return found, numbers[found]
+        same = self.grams[numbers] == grams[found]
+        found[found] = same
+        return found, numbers[same]
 
     def places_of(self, numbers: np.ndarray) -> np.ndarray:
         """[m] int64: every place in the examples at which one of the n-grams begins."""
@@ -170,10 +176,14 @@ def build_index(knobs: Corpus, folder: Path) -> Path | None:
                 places.append(examples[-1] + np.arange(len(grams[-1])))
             examples.append(examples[-1] + len(words))
     unique, inverse = np.unique(np.concatenate(grams), return_inverse=True)
+    bits = min(MOST_BITS, len(unique).bit_length() + 3)
+    table = np.zeros(1 << bits, bool)
+    table[unique >> np.uint64(64 - bits)] = True
     order = np.argsort(inverse, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(inverse, minlength=len(unique)))])
     for name, array in (
         ("grams", unique),
+        ("table", table),
         ("starts", starts.astype(np.int64)),
         ("places", np.concatenate(places)[order]),
         ("examples", np.array(examples, np.int64)),
@@ -189,7 +199,7 @@ def build_index(knobs: Corpus, folder: Path) -> Path | None:
 def load_index(folder: Path) -> Index:
     """The index that build_index made, its arrays mapped into memory."""
     about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
-    arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("grams", "starts", "places", "examples")]
+    arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS]
     return Index(*arrays, sets=about["sets"], n=about["n"])
 
 
