@@ -62,7 +62,7 @@ class Heuristics(Knobs):
     """Share of the words that lie in repeated runs of 10 words (section 3.1.1; Gopher has 0.1)."""
     max_dirty_word_fraction: float = Field(0.01, ge=0, le=1)
     """Share of the words that are in `dirty_words`, from 3 such words on (section 3.1.1, as C4; C4 allows none)."""
-    max_divergence: float = Field(4.0, gt=0)
+    max_divergence: float = Field(3.5, gt=0)
     """Kullback-Leibler divergence of the words from those of the language in nats, beyond chance (section 3.1.1)."""
     max_pii_fraction: float = Field(0.1, ge=0, le=1)
     """Share of the words that are personal data (section 3.1.1 drops such domains)."""

@@ -28,6 +28,8 @@ class NationalId:
 
 def find_national_ids(text: str, language: str) -> Iterator[tuple[int, int]]:
     """Where the numbers of people stand: (start, end)."""
+    if not ANY.search(text):
+        return
     for kind in NATIONAL_IDS:
         for match in kind.pattern.finditer(text):
             if not kind.check(re.sub(r"[\W_]", "", match[0]).upper()):
@@ -236,3 +238,5 @@ NATIONAL_IDS = (
                _names(r"nif|contribuinte|n[uú]mero de identificação fiscal")),
     NationalId("mx-curp", _pattern(r"[A-Z][AEIOUX][A-Z]{2}\d{6}[HMX][A-Z]{5}[0-9A-Z]\d"), _mexican_curp),
 )  # fmt: skip
+# What they have in common, for a first look: six digits, between them one mark and one letter at most.
+ANY = re.compile(r"[0-9](?:[ .\-+/]?[A-Za-z]?[0-9]){5}")

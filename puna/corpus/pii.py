@@ -34,12 +34,16 @@ PLACEHOLDERS: dict[PersonalData, str] = {
 SIGN_AT = re.compile(r"@|\[at\]|\(at\)")
 SIX_DIGITS = re.compile(r"[0-9](?:[ ().\-/\u00a0]{0,2}[0-9]){5,}")
 COLONS = re.compile(r":[0-9a-fA-F]{0,4}:")
-# British, Spanish, Mexican and Italian codes begin with letters; the last has no six digits together.
+LETTERED = re.compile(r"[0-9]{2}(?<=[A-Za-z][0-9]{2})")
+# British, Spanish, Mexican and Italian codes begin with letters.
 LETTERS_FIRST = re.compile(
-    r"(?<![A-Za-z0-9])(?:[A-Za-z]{2}(?: ?[0-9]{2}){3} ?[A-Da-d](?![A-Za-z0-9])|[XYZ]-?[0-9]{7}|[A-Z]{4}[0-9]{6}"
-    r"|[A-Za-z]{6}[0-9L-V]{2}[A-Za-z][0-9L-V]{2}[A-Za-z])"
+    r"[A-Za-z]{2}[0-9]{2}(?: ?[0-9]{2}){2} ?[A-Da-d](?![A-Za-z0-9])|[XYZ][0-9]{7}|[A-Z]{4}[0-9]{6}"
+    r"|[A-Za-z]{6}[0-9L-V]{2}[A-Za-z][0-9L-V]{2}[A-Za-z]"
 )
-LETTERS_BETWEEN = re.compile(r"[0-9]{2}[A-Za-z][0-9]{2}[A-Za-z]")
+DATE = re.compile(
+    r"(?:[0-9]{1,2}[./-][0-9]{1,2}[./-](?:19|20)?[0-9]{2}|(?:19|20)[0-9]{2}[./-][0-9]{1,2}[./-][0-9]{1,2})(?![.\-/]?[0-9])"
+)
+DATE_OR_DECIMAL = re.compile(rf"(?:{DATE.pattern})|[0-9]+\.[0-9]+")
 BEFORE, AFTER = 80, 60  # characters around a place, for the words that say what it is
 WORDY = frozenset(f"{ascii_letters}{digits}_@.+-%")
 LONGEST = 1000  # of what looks like one word
@@ -88,13 +92,9 @@ def _places(text: str) -> Iterator[tuple[set[PersonalData], int, int]]:
         yield from _pieces({"email"}, text, SIGN_AT.finditer(text))
     if ":" in text:
         yield from _pieces({"ip"}, text, COLONS.finditer(text))
-    runs = list(SIX_DIGITS.finditer(text))
-    yield from _pieces(
-        {"ip", "card", "national-id", "phone"}, text, (run for run in runs if _begins(text, run.start()))
-    )
-    if runs or LETTERS_BETWEEN.search(text):
-        yield from _pieces({"iban"}, text, (m for m in IBAN_START.finditer(text) if m[1].upper() in IBAN_LENGTHS))
-        yield from _pieces({"national-id"}, text, LETTERS_FIRST.finditer(text))
+    numbers: set[PersonalData] = {"ip", "card", "national-id", "phone"}
+    yield from _pieces(numbers, text, (run for run in SIX_DIGITS.finditer(text) if _is_number(text, run)))
+    yield from _pieces({"iban", "national-id"}, text, (m for m in LETTERED.finditer(text) if _is_code(text, m.start())))
 
 
 def _pieces(
@@ -111,10 +111,20 @@ def _pieces(
         yield kinds, *_whole_words(text, start, end)
 
 
-def _begins(text: str, place: int) -> bool:
-    """Whether a number begins here, not the end of a name such as id1168466."""
-    before = text[place - 1] if place else " "
-    return not (before.isascii() and (before.isalnum() or before == "_"))
+def _is_number(text: str, run: re.Match[str]) -> bool:
+    """Not the end of a name such as id1168466, a date or a decimal fraction."""
+    before = text[run.start() - 1] if run.start() else " "
+    named = before.isascii() and (before.isalnum() or before == "_")
+    return not named and not DATE_OR_DECIMAL.fullmatch(run[0])
+
+
+def _is_code(text: str, digits: int) -> bool:
+    """Whether a code of letters and digits begins with the letters before these digits."""
+    start = digits
+    while start and digits - start < 7 and text[start - 1].isascii() and text[start - 1].isalpha():
+        start -= 1
+    country = digits - start == 2 and text[start:digits].upper() in IBAN_LENGTHS
+    return country or LETTERS_FIRST.match(text, start) is not None
 
 
 def _whole_words(text: str, start: int, end: int) -> tuple[int, int]:
@@ -258,8 +268,13 @@ def find_cards(text: str, language: str) -> Spans:
 # -- telephones --------------------------------------------------------------------------------------------------------
 
 _AFTER = r"(?:(?: ?(?:x|ext\.?|extension) ?)[0-9]{1,6})?(?![\w]|[.,:/-][0-9])"
+# Calling codes that are given out (ITU-T E.164).
+COUNTRY = (
+    r"(?:1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|21[12368]|2[2-6][0-9]|29[01789]|35[0-9]|37[0-9]"
+    r"|38[0-25-79]|42[013]|50[0-9]|59[0-9]|6[78][0-9]|69[0-2]|80[08]|85[02356]|87[08]|88[0-368]|96[0-8]|97[0-79]|99[2-68])"
+)
 INTERNATIONAL = re.compile(
-    r"(?<![\w.+/=-])(?<![0-9],)(?:\+ ?|00(?=[1-9][0-9]{0,2}[ .-]))(?:\([1-9][0-9]{0,2}\)|[1-9][0-9]{0,2})"
+    rf"(?<![\w.+/=-])(?<![0-9],)(?:\+|00(?={COUNTRY}[ .-]))(?:\({COUNTRY}\)|{COUNTRY})"
     r"(?:[ .\-/\u00a0]?\(0\))?(?:[ .\-/\u00a0]{0,2}(?:\([0-9]++\)|[0-9]++)){1,7}" + _AFTER,
     re.IGNORECASE,
 )
@@ -269,8 +284,8 @@ AMERICAN = re.compile(
     re.IGNORECASE,
 )
 TRUNK = re.compile(
-    r"(?<![\w.+/=-])(?<![0-9][, ])\(?0[1-9][0-9]{0,3}\)?(?:[ .\-/]|(?<=\)) ?)[0-9]{2,8}"
-    r"(?:([ .-])[0-9]{2,4}(?:\1[0-9]{2,4}){0,3})?" + _AFTER + "(?! [0-9])",
+    r"(?<![\w.+/=-])(?<![0-9][, :])\(?0[1-9][0-9]{0,3}\)?(?:[ .\-/]|(?<=\)) ?)[0-9]{2,8}"
+    r"(?:([ .-])[0-9]{2,4}(?:\1[0-9]{2,4}){0,3})?" + _AFTER + "(?! [0-9a-f]{2})",
     re.IGNORECASE,
 )
 # Runs of digits are taken whole (++), so that there is one way to read a number.
@@ -291,9 +306,6 @@ CALLED = re.compile(
 LABELLED = re.compile(
     rf"(?<![\w.+/=-])(?<![0-9][, ])(?P<number>{LOCAL})[ -](?:office|fax|mobile|home|work|cell|desk)\b", re.IGNORECASE
 )
-DATE = re.compile(
-    r"(?:[0-9]{1,2}[./-][0-9]{1,2}[./-](?:19|20)?[0-9]{2}|(?:19|20)[0-9]{2}[./-][0-9]{1,2}[./-][0-9]{1,2})(?![.\-/]?[0-9])"
-)
 PAIRS = re.compile(r"[0-9]{2}(?:[ .-][0-9]{2})+")  # French numbers, or bytes
 ZIP_CODE = re.compile(r"[0-9]{5}-[0-9]{4}")
 FICTION = re.compile(r"555[ .-]?01[0-9]{2}(?![0-9])|123[ .-]?456[ .-]?7890|(?<![0-9])0?123[ .-]?456789?")
@@ -303,9 +315,8 @@ def find_phones(text: str, language: str) -> Spans:
     """Numbers in the forms of other countries, of North America, with a leading 0, or beside a word that names them."""
     for pattern, fewest, most in ((INTERNATIONAL, 8, 15), (AMERICAN, 10, 17), (TRUNK, 9, 11)):
         for match in pattern.finditer(text):
-            odd = pattern is TRUNK and (
-                ZIP_CODE.fullmatch(match[0]) or (language != "fr" and PAIRS.fullmatch(match[0]))
-            )
+            pairs = PAIRS.fullmatch(match[0]) and not (language == "fr" and len(match[0]) == 14)
+            odd = pattern is TRUNK and (pairs or ZIP_CODE.fullmatch(match[0]))
             if not odd and _is_phone(match[0], fewest, most):
                 yield match.span()
     for pattern, fewest in ((NAMED, 6), (CALLED, 7), (LABELLED, 7)):

@@ -86,6 +86,8 @@ LEFT = [
     "DE89 3704 0044 0532 0130 01 has a wrong remainder",
     "1234 5678 4107 1920 9777 7246 3345 stand in a table",
     "0 1 2 3 4 5 6 7 8 9 10 11 12; 012 013 023 123; 02 23 44 30 13 40 ac",
+    "-2147483648 to +2147483647; -0.21938393439552 + 3.14159265358979*I; '192.168.1.6' + 25; 1 + 1.88679245283*I*pi",
+    "[Thu Jun 18 09:14:22.123456 2020] [core:alert]; Boston, MA 02110-1301",
     "f(12345678, 87654321) + 12345678901 - 123456789012",
     "12345678Z and 111222333 and 44051401359 without a name",
 ]
@@ -130,6 +132,7 @@ def test_the_language_decides_where_no_name_stands() -> None:
     assert [k for k, _, _ in find_pii("número 12345678Z de Juan", "es")] == ["national-id"]
     assert [k for k, _, _ in find_pii("au 01 84 17 61 18 le soir", "fr")] == ["phone"]
     assert not find_pii("au 01 84 17 61 18 le soir", "en")
+    assert not find_pii("0000: 02 23 44 30 13 40 ac 34 df", "fr")
 
 
 def test_pages_full_of_it_are_dropped() -> None:
