@@ -5,7 +5,7 @@ figures beside each other instead of stretching them. A series is told by its ma
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,17 @@ LINE = 17
 """Height of a row of a bar or dot chart."""
 POINTS = 400
 """A curve is drawn with at most so many points."""
+
+
+def short(value: float) -> str:
+    """A number for an axis: 12,000 is 12k, 0.0003 is 3e-4."""
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e15):
+        digits, _, power = f"{value:.1e}".partition("e")
+        return f"{digits.removesuffix('.0')}e{int(power)}"
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
+    return f"{value:,.5g}" if abs(value) < 1e3 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,25 @@ class Row:
     items: Sequence[Bar | Dot] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True)
+class Place:
+    """A mark on a chart of two logarithmic or linear axes."""
+
+    x: float
+    y: float
+    style: str
+
+
+@dataclass(frozen=True)
+class Band:
+    """What lies between two curves."""
+
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    style: str
+
+
 def line_chart(
     title: str,
     curves: Sequence[Curve],
@@ -116,8 +146,53 @@ def line_chart(
         parts += [_line(left, y(level[0]), width, y(level[0]), "level")]
         parts += [_text(width, y(level[0]) - 4, level[1], "end")]
     for curve in curves:
-        points = " ".join(f"{x(float(a))},{y(float(b))}" for a, b in zip(curve.x, curve.y))
-        parts.append(Markup('<polyline class="curve {}" points="{}"/>').format(curve.style, points))
+        line = Markup('<polyline class="curve {}" points="{}"/>')
+        parts.append(line.format(curve.style, _points(zip(curve.x, curve.y), x, y)))
+    return _svg(title, width, height, parts)
+
+
+def log_chart(
+    title: str,
+    curves: Sequence[Curve],
+    places: Sequence[Place],
+    x_label: str,
+    y_label: str,
+    bands: Sequence[Band] = (),
+    log_y: bool = True,
+    x_number: Callable[[float], str] = short,
+    size: tuple[int, int] = (420, 270),
+) -> Markup:
+    """Marks, curves and bands over a logarithmic axis; a curve's name stands at its right end."""
+    width, height = size
+    xs = np.concatenate([*(c.x for c in (*curves, *bands)), [p.x for p in places]])
+    ys = np.concatenate(
+        [*(c.y for c in curves), *(b.low for b in bands), *(b.high for b in bands), [p.y for p in places]]
+    )
+    y = Axis(*_padded(float(ys.min()), float(ys.max()), log_y), height - 38, 22, log_y)
+    y_ticks = y.ticks()
+    left = 12 + LETTER * max(len(short(tick)) for tick in y_ticks)
+    room = LETTER * max((len(curve.name) for curve in curves), default=0) + 8
+    x = Axis(float(xs.min()) / 1.15, float(xs.max()) * 1.15, left, width - room, True)
+    parts = [_text(0, 11, y_label)]
+    for tick in y_ticks:
+        parts += [_line(left, y(tick), width - room, y(tick), "grid")]
+        parts += [_text(left - 5, y(tick) + 4, short(tick), "end")]
+    for tick in x.ticks():
+        parts += [_line(x(tick), height - 38, x(tick), height - 34, "axis")]
+        parts += [_text(x(tick), height - 22, x_number(tick), "middle")]
+    parts.append(_line(left, height - 38, width - room, height - 38, "axis"))
+    parts.append(_text((left + width - room) / 2, height - 5, x_label, "middle"))
+    for band in bands:
+        around = [*zip(band.x, band.low), *zip(band.x[::-1], band.high[::-1])]
+        parts.append(Markup('<polygon class="band {}" points="{}"/>').format(band.style, _points(around, x, y)))
+    for curve in curves:
+        line = Markup('<polyline class="curve {}" points="{}"/>')
+        parts.append(line.format(curve.style, _points(zip(curve.x, curve.y), x, y)))
+        if curve.name:
+            parts.append(_text(x(float(curve.x[-1])) + 5, y(float(curve.y[-1])) + 4, curve.name))
+    for place in places:
+        dot = Markup('<path class="dot {}" transform="translate({} {})" d="{}"/>')
+        parts.append(dot.format(place.style, x(place.x), y(place.y), MARKS[place.style.split()[0]]))
     return _svg(title, width, height, parts)
 
 
@@ -182,6 +257,10 @@ MARKS = {  # paths around 0, 0; a style is told by its shape where its colour is
 }
 
 
+def _points(places: Iterable[tuple[float, float]], x: Axis, y: Axis) -> str:
+    return " ".join(f"{x(float(a))},{y(float(b))}" for a, b in places)
+
+
 def _dot(dot: Dot, axis: Axis, y: float) -> list[Markup]:
     parts = []
     if dot.low is not None and dot.high is not None:
@@ -212,17 +291,6 @@ def thin(values: np.ndarray) -> np.ndarray:
     """The places of at most POINTS values, evenly, the last one among them."""
     step = max(1, math.ceil(len(values) / POINTS))
     return np.arange(len(values) - 1, -1, -step)[::-1]
-
-
-def short(value: float) -> str:
-    """A number for an axis: 12,000 is 12k, 0.0003 is 3e-4."""
-    if value and abs(value) < 1e-3:
-        digits, _, power = f"{value:.1e}".partition("e")
-        return f"{digits.removesuffix('.0')}e{int(power)}"
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
-    return f"{value:,.5g}" if abs(value) < 1e3 else f"{value:,.0f}"
 
 
 def _padded(low: float, high: float, log: bool) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from puna.errors import PunaError
 from puna.recipe import Recipe
 from puna.report import figures, sections
+from puna.report.scaling import scaling, scientific
 from puna.run import STAGES, Run, write_text
 
 HERE = Path(__file__).parent
@@ -40,6 +41,7 @@ def render(run: Run) -> str:
         "percent": sections.percent,
         "points": sections.points,
         "rounded": sections.rounded,
+        "scientific": scientific,
         "shown": shown,
         "knob": knob,
     }
@@ -57,6 +59,7 @@ def render(run: Run) -> str:
         funnel=sections.funnel(run),
         mix=sections.mix(run),
         tokenizer=sections.tokenizer(run),
+        scaling=scaling(run),
         training=sections.training(run),
         held_out=sections.held_out(metrics),
         scores=sections.scores(metrics),

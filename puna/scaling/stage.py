@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from puna.errors import PunaError
 from puna.log import Log
 from puna.model.llama import count_parameters, flops_per_token
@@ -33,6 +35,8 @@ LEVEL = 0.9
 """Of the forecast's intervals."""
 AHEAD = (1, 10, 100)
 """The plan is made for so many times the largest budget."""
+CURVE = 33
+"""Points of a drawn curve."""
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
@@ -49,7 +53,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     points = read_points(out / "points.csv", COLUMNS)
     fit = fit_scaling(points, seed=recipe.seed)
     ahead = [max(recipe.scaling.budgets) * factor for factor in AHEAD]
-    laws = to_dict(fit, ahead)
+    laws = to_dict(fit, sorted({*recipe.scaling.budgets, *ahead}))
+    laws["isoflop"] = isoflop_curves(fit)
     laws["plan"] = plan_shapes(fit, ahead, runs[0].config.vocab_size, recipe.scaling.seq_len)
     laws["failed"] = {result["run"]: result["failed"] for result in failed}
     forecast = forecast_largest(points, recipe.seed)
@@ -99,7 +104,27 @@ def write_points(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    """JSON proper: what is no number (an interval without samples) becomes null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(each) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    path.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def isoflop_curves(fit: ScalingFit) -> list[dict[str, Any]]:
+    """Each budget's parabola over the tokens that were tried, for figures."""
+    curves = []
+    for parabola in fit.parabolas:
+        assert fit.points.budget is not None
+        tried = fit.points.tokens[fit.points.budget == parabola.flops]
+        tokens = np.geomspace(tried.min(), tried.max(), CURVE)
+        curves.append({"flops": parabola.flops, "tokens": tokens.tolist(), "loss": parabola(tokens).tolist()})
+    return curves
 
 
 def forecast_largest(points: Points, seed: int) -> dict[str, Any]:

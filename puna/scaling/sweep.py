@@ -55,7 +55,7 @@ def sweep_runs(recipe: Recipe, inputs: dict[str, Path]) -> list[SweepRun]:
 def run_sweep(runs: Sequence[SweepRun], inputs: dict[str, Path], folder: Path, workers: int | str, log: Log) -> None:
     """Make the runs that have no result yet, side by side, the longest first."""
     waiting = [run for run in runs if read_result(run, folder) is None]
-    waiting.sort(key=lambda run: (-run.flops, -run.tokens))
+    waiting.sort(key=lambda run: (-run.budget, -run.tokens))
     if len(waiting) < len(runs):
         log.message(f"{len(runs) - len(waiting)} of {len(runs)} runs are there already")
     if not waiting:
