@@ -12,12 +12,14 @@ from numpy.typing import ArrayLike
 
 from puna.errors import PunaError
 from puna.scaling.points import Points
-from puna.scaling.power import Array, PowerLaw, fit_power_law, refit_power_law
+from puna.scaling.power import Array, PowerLaw, compute_helps, fit_power_law, refit_power_law
 
 BUDGET_GAP = 0.08
 """Neighbours closer than this power of ten, 20%, share a budget (ours; digitised figures scatter by 5%)."""
 BUDGET_SPAN = 0.3
 """A budget whose runs differ by more than this power of ten, a factor of 2, is none (ours)."""
+NEAR = 0.1
+"""A parabola describes a budget's curve near its minimum: runs up to 10% above the lowest loss take part (ours)."""
 RUNS_PER_BUDGET = 3
 """A parabola has three coefficients."""
 
@@ -75,7 +77,9 @@ class Frontier:
         coefficient, exponent = (np.asarray(v, float) for v in (coefficient, exponent))
         if flops.ndim and coefficient.ndim:
             coefficient, exponent = coefficient[:, None], exponent[:, None]
-        return np.exp(np.log(coefficient) + exponent * np.log(flops))
+        # a degenerate sample may have no finite coefficient; intervals leave it out
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return np.exp(np.log(coefficient) + exponent * np.log(flops))
 
 
 # ---- budgets --------------------------------------------------------------------------------------------------------
@@ -123,6 +127,8 @@ class Parabola:
     loss: float
     curvature: float
     runs: int
+    span: tuple[float, float]
+    """Tokens of the runs that took part."""
     problem: str | None
     """Why this budget stands aside (no minimum, or one outside the tokens tried), or None."""
 
@@ -130,45 +136,54 @@ class Parabola:
         return self.curvature * np.log(np.asarray(tokens, float) / self.tokens) ** 2 + self.loss
 
 
-def fit_parabolas(points: Points) -> list[Parabola]:
+def near_minima(points: Points, shared: Budgets, near: float) -> Array:
+    """Mask (n,) of the runs whose loss is at most `near` (a share) above the lowest of their budget."""
+    lowest = np.array([points.loss[shared.group == number].min() for number in range(len(shared))])
+    return points.loss <= (1 + near) * lowest[shared.group]
+
+
+def fit_parabolas(points: Points, near: float = NEAR) -> list[Parabola]:
     """One for each shared budget with at least three runs of different tokens, in the order of budgets."""
     shared = budgets(points)
     if not shared.shared:
         return []
+    close = near_minima(points, shared, near)
     parabolas = []
     for number, flops in enumerate(shared.flops):
-        here = points.keep(shared.group == number)
+        here = points.keep((shared.group == number) & close)
         if len(np.unique(here.tokens)) < RUNS_PER_BUDGET:
             continue
         tokens, loss, curvature = (v[0] for v in _minima(here, np.ones((1, len(here)))))
+        span = float(here.tokens.min()), float(here.tokens.max())
         problem = None
         if not curvature > 0:
             problem = "its losses bend down, so there is no minimum; are the losses right?"
-        elif not here.tokens.min() <= tokens <= here.tokens.max():
-            side, size = ("more", "smaller") if tokens > here.tokens.max() else ("fewer", "larger")
+        elif not span[0] <= tokens <= span[1]:
+            side, size = ("more", "smaller") if tokens > span[1] else ("fewer", "larger")
             problem = (
                 f"its minimum, {tokens:.3g} tokens, lies outside the tokens tried "
-                f"({here.tokens.min():.3g} to {here.tokens.max():.3g}); add {size} models trained on {side} tokens"
+                f"({span[0]:.3g} to {span[1]:.3g}); add {size} models trained on {side} tokens"
             )
-        parabolas.append(Parabola(float(flops), float(tokens), float(loss), float(curvature), len(here), problem))
+        parabolas.append(Parabola(float(flops), float(tokens), float(loss), float(curvature), len(here), span, problem))
     return parabolas
 
 
-def isoflop(points: Points, weights: Array | None = None) -> Frontier:
-    """Approach 2 on the points, or a Frontier of (S,) on weighted samples (S, n)."""
+def isoflop(points: Points, weights: Array | None = None, near: float = NEAR) -> Frontier:
+    """Approach 2 on the points, or a Frontier of (S,) on weighted samples (S, n); `near` as in near_minima."""
     shared = budgets(points)
     if not shared.shared:
         raise PunaError("the runs share no budgets; train several sizes at equal FLOPs, or name a column of budgets")
-    good = {parabola.flops for parabola in fit_parabolas(points) if parabola.problem is None}
+    good = {parabola.flops for parabola in fit_parabolas(points, near) if parabola.problem is None}
     if len(good) < 2:
         raise PunaError(
             f"IsoFLOP needs two budgets with a minimum of their own, this table has {len(good)}; add budgets"
         )
     sampled = np.ones((1, len(points))) if weights is None else weights
+    close = near_minima(points, shared, near)
     flops, best = [], []
     for number, centre in enumerate(shared.flops):
         if float(centre) in good:
-            mine = shared.group == number
+            mine = (shared.group == number) & close
             flops.append(centre)
             best.append(_minima(points.keep(mine), sampled[:, mine])[0])
     frontier = Frontier.through(np.array(flops), np.stack(best, axis=1), points.flops_per_param_token)
@@ -201,6 +216,13 @@ def _minima(points: Points, weights: Array) -> tuple[Array, Array, Array]:
 
 
 # ---- approach 1: envelope -------------------------------------------------------------------------------------------
+
+
+def move_together(points: Points) -> bool:
+    """Whether parameters and tokens lie on one line, so that no fit can tell them apart (as optimal pairs do)."""
+    logs = np.log(np.stack([points.params, points.tokens]))
+    # the smaller axis of the cloud of runs: a standard deviation below 25% (ours)
+    return bool(np.sqrt(np.linalg.eigvalsh(np.cov(logs))[0]) < 0.25)
 
 
 def envelope(points: Points, weights: Array | None = None) -> Frontier:
@@ -270,6 +292,8 @@ def parametric(points: Points) -> PowerLaw:
     """L = E + A/N^alpha + B/D^beta on all points; exponents are (alpha, beta)."""
     if len(points) < 6:
         raise PunaError(f"the parametric fit has five unknowns, this table {len(points)} runs; add runs")
+    if not compute_helps(points.flops, points.loss):
+        raise PunaError("more compute brings no lower loss; is the column an accuracy, or a log-likelihood?")
     return fit_power_law(np.stack([points.params, points.tokens]), points.loss)
 
 
@@ -284,4 +308,5 @@ def parametric_frontier(law: PowerLaw, k: float = 6.0) -> Frontier:
     log_a, log_b = np.moveaxis(np.log(law.coefficients), -1, 0)
     exponent = alpha / (alpha + beta)
     log_g = (np.log(alpha) + log_a - np.log(beta) - log_b) / (alpha + beta)
-    return Frontier(np.exp(-log_g - exponent * np.log(k)), exponent, k)
+    with np.errstate(over="ignore"):
+        return Frontier(np.exp(-log_g - exponent * np.log(k)), exponent, k)

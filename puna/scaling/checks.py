@@ -20,7 +20,7 @@ def check_units(columns: Mapping[str, Array], names: Mapping[str, str]) -> list[
     _check_names(told)
     for name in ("params", "tokens", "flops"):
         if name in columns:
-            _check_size(name, told[name], columns[name])
+            check_size(name, told[name], columns[name])
             _check_mixed(told[name], columns[name])
     warnings = []
     if "params" in columns and "tokens" in columns:
@@ -48,7 +48,8 @@ def _check_names(told: Mapping[str, str]) -> None:
                 )
 
 
-def _check_size(name: str, column: str, values: Array) -> None:
+def check_size(name: str, column: str, values: Array) -> None:
+    """PunaError for positive values (n,) that cannot be `name` (params, tokens or flops) in plain units."""
     usual = {"params": (1e3, 1e14), "tokens": (1e4, 1e17), "flops": (1e9, 1e30)}[name]
     middle, low, high = (float(v) for v in (np.median(values), values.min(), values.max()))
     said = f"{column}: from {low:.4g} to {high:.4g} cannot be {name}"

@@ -38,6 +38,9 @@ def fit(
     where: Where = None,
     flops: Annotated[list[float] | None, typer.Option(help="Recommend at this budget. May be repeated.")] = None,
     approach: Annotated[str | None, typer.Option(help="Prefer isoflop, parametric or envelope.")] = None,
+    near: Annotated[
+        float, typer.Option(help="Parabolas go through runs up to this share above the lowest loss.")
+    ] = 0.1,
     drop_highest: Annotated[int, typer.Option(help="Leave out so many of the highest losses.")] = 0,
     drop_invalid: Drop = False,
     no_check: NoCheck = False,
@@ -52,7 +55,7 @@ def fit(
     from puna.scaling.output import to_dict
 
     runs = _read(points, columns, where, drop_invalid, no_check).without_highest_losses(drop_highest)
-    fitted = fit_scaling(runs, bootstraps, seed, level, approach)
+    fitted = fit_scaling(runs, bootstraps, seed, level, approach, near)
     targets = flops or [float(runs.flops.max()) * times for times in (10, 100)]
     result = to_dict(fitted, targets)
     if folder:

@@ -60,9 +60,8 @@ def isoflop_figure(fit: ScalingFit) -> Figure:
             parabola = parabolas.get(float(flops))
             at, height = tokens.max(), loss[tokens.argmax()]
             if parabola:
-                curve = np.geomspace(tokens.min(), tokens.max(), 100)
+                curve = np.geomspace(*parabola.span, 100)
                 axes.plot(curve, parabola(curve), color=colour, lw=1, ls="-" if parabola.problem is None else ":")
-                height = float(parabola(at))
                 if parabola.problem is None:
                     axes.plot(parabola.tokens, parabola.loss, "D", ms=5, mfc="white", mec=colour, mew=1.2, zorder=5)
             if len(groups) <= MOST_LABELS:

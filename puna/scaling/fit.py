@@ -1,17 +1,20 @@
 """All approaches on one table of runs: recommendations with intervals, and what speaks against trusting them."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from puna.errors import PunaError
 from puna.scaling.approaches import (
+    NEAR,
     Frontier,
     Parabola,
     budgets,
     envelope,
     fit_parabolas,
     isoflop,
+    move_together,
     parametric,
     parametric_frontier,
     reparametric,
@@ -132,12 +135,18 @@ class ScalingFit:
 
 
 def fit_scaling(
-    points: Points, bootstraps: int = 1000, seed: int = 0, level: float = 0.95, approach: str | None = None
+    points: Points,
+    bootstraps: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    approach: str | None = None,
+    near: float = NEAR,
 ) -> ScalingFit:
     """Fit every approach that the table can carry.
 
-    `approach` is the preferred one (default: the first of isoflop, parametric, envelope that fits). Intervals are at
-    `level`, from `bootstraps` samples over runs. PunaError where no approach fits, with the reason of each.
+    `approach` is the preferred one (default: the first of isoflop, parametric, envelope that the runs settle).
+    Intervals are at `level`, from `bootstraps` samples over runs. Parabolas go through the runs at most `near` (a
+    share) above the lowest loss of their budget. PunaError where no approach fits, with the reason of each.
     """
     if approach is not None and approach not in APPROACHES:
         raise PunaError(f"approach {approach!r}: choose {', '.join(APPROACHES)}")
@@ -148,19 +157,19 @@ def fit_scaling(
     reasons: dict[str, str] = {}
     for name in APPROACHES:
         try:
-            fitted[name] = _fit_one(name, points if name == "envelope" else ends, bootstraps, seed)
+            fitted[name] = _fit_one(name, points if name == "envelope" else ends, bootstraps, seed, near)
         except PunaError as error:
             reasons[name] = str(error)
     if not fitted or (approach and approach not in fitted):
         wanted = [approach] if approach else list(reasons)
         raise PunaError("; ".join(f"{name}: {reasons[name]}" for name in wanted))
-    parabolas = fit_parabolas(ends)
+    parabolas = fit_parabolas(ends, near)
     law = fitted["parametric"].law if "parametric" in fitted else None
     outliers = find_outliers(ends, law) if law else []
     fit = ScalingFit(
         points=ends,
         approaches=fitted,
-        preferred=approach or next(iter(fitted)),
+        preferred=approach or _preferred(fitted, ends),
         level=level,
         seed=seed,
         parabolas=parabolas,
@@ -173,7 +182,13 @@ def fit_scaling(
     return fit
 
 
-def _fit_one(name: str, points: Points, bootstraps: int, seed: int) -> Approach:
+def _preferred(fitted: dict[str, Approach], points: Points) -> str:
+    if "isoflop" not in fitted and "envelope" in fitted and move_together(points):
+        return "envelope"
+    return next(iter(fitted))
+
+
+def _fit_one(name: str, points: Points, bootstraps: int, seed: int, near: float) -> Approach:
     weights = resample_runs(points, bootstraps, seed)
     parts_of = budgets(points)
     folds = (parts_of.group != np.arange(len(parts_of))[:, None]).astype(float)
@@ -185,7 +200,7 @@ def _fit_one(name: str, points: Points, bootstraps: int, seed: int) -> Approach:
         parts = parametric_frontier(reparametric(law, points, folds), k)
     else:
         law = laws = None
-        method = {"isoflop": isoflop, "envelope": envelope}[name]
+        method = partial(isoflop, near=near) if name == "isoflop" else envelope
         frontier, samples = method(points), method(points, weights)
         parts = method(points, folds)
     without = {float(flops): parts.sample(i) for i, flops in enumerate(parts_of.flops)} if len(parts_of) > 2 else {}

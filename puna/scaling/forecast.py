@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from puna.errors import PunaError
-from puna.scaling.power import Array, PowerLaw, fit_power_law, refit_power_law
+from puna.scaling.power import Array, PowerLaw, compute_helps, fit_power_law, refit_power_law
 from puna.scaling.samples import Interval, generator, interval
 from puna.scaling.sigmoid import Sigmoid, fit_sigmoid, refit_sigmoid
 from puna.scaling.task_runs import MOVING_AVERAGE, Ends, TaskRuns, ends_of
@@ -227,11 +227,15 @@ def _warnings(forecast: Forecast, target: Target) -> Iterator[str]:
             f"alpha {alpha:.2f}, beta {beta:.2f}: no published law of loss is as steep; it says that more "
             f"{'parameters' if alpha > beta else 'tokens'} hardly help beyond these runs, which noise can feign"
         )
-    for held in backtest(forecast):
-        if not held.inside:
-            loss, accuracy = held.predicted.loss, held.predicted.accuracy
-            yield (
-                f"back-test: {held.run}, held out, reached loss {held.loss:.3f} and accuracy {held.accuracy:.3f}; "
-                f"predicted were {loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f}) and "
-                f"{accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f})"
-            )
+    if not compute_helps(flops, forecast.ends.loss[known]):
+        yield "more compute brings no lower loss of the task: is it an accuracy, or a log-likelihood?"
+    held = backtest(forecast)
+    missed = [run for run in held if not run.inside]
+    if missed:
+        worst = missed[-1]  # the largest
+        loss, accuracy = worst.predicted.loss, worst.predicted.accuracy
+        yield (
+            f"back-test: {len(missed)} of {len(held)} held-out runs lie outside their intervals; {worst.run} reached "
+            f"loss {worst.loss:.3f} where {loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f}) was predicted, accuracy "
+            f"{worst.accuracy:.3f} where {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}) was"
+        )

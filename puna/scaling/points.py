@@ -217,23 +217,38 @@ def find_column(
     """The column asked for, or one with a usual name, or None."""
     present = list(table[0])
     if asked is not None:
-        if asked not in present:
+        if asked not in present and cell(table[0], asked) is None:
             raise PunaError(f"no column {asked!r} for {name}; the table has {', '.join(map(str, present))}")
         return asked
     plain = {str(column).strip().lower().replace(" ", "_").replace("-", "_"): column for column in reversed(present)}
     return next((plain[usual] for usual in names[name] if usual in plain), None)
 
 
+def cell(row: Mapping[str, Any], column: str) -> Any:
+    """A row's value; "results.0.loss" reaches into nested JSON. None where there is none."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
+
+
 def numeric(table: Sequence[Mapping[str, Any]], column: str) -> list[float]:
     """A column as numbers; an empty cell is NaN. PunaError for what is no number."""
     values = []
     for number, row in enumerate(table, 1):
-        cell = row.get(column)
+        found = cell(row, column)
         try:
-            values.append(float("nan") if cell is None or cell == "" else float(cell))
+            values.append(float("nan") if found is None or found == "" else float(found))
         except (TypeError, ValueError):
             raise PunaError(
-                f"row {number}: {column} is {str(cell)[:40]!r}, not a number; write plain digits or 6e18, no unit"
+                f"row {number}: {column} is {str(found)[:40]!r}, not a number; write plain digits or 6e18, no unit"
             ) from None
     return values
 

@@ -70,6 +70,12 @@ def objective(law: PowerLaw, xs: ArrayLike, loss: ArrayLike) -> float:
     return float(huber(np.log(law(*np.asarray(xs))) - np.log(loss)).sum())
 
 
+def compute_helps(flops: Array, loss: Array) -> bool:
+    """Whether the lowest loss (n,) lies in the upper half of the compute."""
+    upper = flops > np.median(flops)
+    return bool(not upper.any() or loss[upper].min() < loss[~upper].min())
+
+
 def fit_power_law(xs: ArrayLike, loss: ArrayLike) -> PowerLaw:
     """The best of many starts. xs (T, n) with T of 1 or 2, loss (n,), all positive.
 

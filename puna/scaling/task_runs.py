@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from puna.errors import PunaError
+from puna.scaling.checks import check_size
 from puna.scaling.points import find_column, numeric, read_table, select
 from puna.scaling.power import Array
 
@@ -112,6 +113,14 @@ def read_task_runs(
     nothing = np.full(len(table), np.nan)
     values = {n: np.array(numeric(table, c)) if (c := found[n]) else nothing for n in NAMES if n != "run"}
     values["flops"] = np.where(np.isnan(values["flops"]), 6 * values["params"] * values["tokens"], values["flops"])
+    for name in ("params", "tokens", "flops"):
+        given = values[name][np.isfinite(values[name])]
+        if given.size and (given <= 0).any():
+            raise PunaError(
+                f"{found[name]} holds {given.min():g}; a size is positive, and an unknown one an empty cell"
+            )
+        if given.size:
+            check_size(name, found[name] or name, given)
     run = [str(row.get(found["run"])) if found["run"] else f"row {i}" for i, row in enumerate(table, 1)]
     order = np.lexsort((values["flops"], np.unique(run, return_inverse=True)[1]))
     return TaskRuns(tuple(run[i] for i in order), *(values[name][order] for name in list(NAMES)[1:]))

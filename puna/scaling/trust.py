@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from puna.scaling.approaches import move_together
+
 if TYPE_CHECKING:
     from puna.scaling.fit import ScalingFit
 
@@ -85,9 +87,8 @@ def _law_warnings(fit: "ScalingFit") -> Iterator[str]:
             f"alpha {law.exponents[0]:.3g}, beta {law.exponents[1]:.3g}: no published fit is near; "
             "parameters or tokens were varied too little"
         )
-    ratios = fit.points.tokens / fit.points.params
-    if ratios.max() / ratios.min() < 3:
-        yield "tokens a parameter vary by less than 3 times: parameters and tokens cannot be told apart; vary both"
+    if move_together(fit.points):
+        yield "parameters and tokens move together in these runs, so approach 3 cannot tell them apart; vary both"
     if fit.backtest and fit.backtest.inside < 0.5:
         b = fit.backtest
         yield (

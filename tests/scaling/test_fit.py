@@ -158,3 +158,31 @@ def test_backtest_on_the_largest_budget(truth):
 def test_unknown_approach_names_the_others(truth):
     with pytest.raises(PunaError, match="isoflop, parametric, envelope"):
         fit_scaling(truth.runs(), approach="kaplan")
+
+
+def test_runs_far_above_the_minimum_stay_out_of_the_parabola(truth):
+    points = truth.runs(sizes=15)
+    far = points.keep(points.tokens < 0.2 * np.array([truth.tokens(c) for c in points.flops]))
+    far = replace(far, loss=1.5 * far.loss, row=far.row + 1000)
+    both = make_points(
+        tokens=[*points.tokens, *far.tokens / 10],
+        flops=[*points.flops, *far.flops],
+        loss=[*points.loss, *far.loss],
+    )
+    assert float(isoflop(both).exponent) == pytest.approx(float(isoflop(points).exponent), abs=1e-9)
+    assert abs(float(isoflop(both, near=10).exponent - isoflop(points).exponent)) > 0.003
+
+
+def test_optimal_pairs_prefer_the_envelope(truth):
+    flops = np.geomspace(1e18, 1e21, 8)
+    tokens = np.array([truth.tokens(c) for c in flops])
+    params = flops / (6 * tokens)
+    fit = fit_scaling(make_points(params=params, tokens=tokens, loss=truth.loss(params, tokens)), bootstraps=20)
+    assert fit.preferred == "envelope"
+    assert float(fit["envelope"].frontier.exponent) == pytest.approx(truth.exponent)
+
+
+def test_a_loss_that_rises_with_compute_is_told(truth):
+    points = truth.runs(noise=0.001)
+    fit = fit_scaling(replace(points, loss=1 / points.loss), bootstraps=20)
+    assert any("brings no lower loss" in warning for warning in fit.warnings)
