@@ -15,6 +15,7 @@ from puna.log import console
 from puna.recipe import load_recipe
 from puna.run import BY_NAME, STAGES, Run, Stage
 from puna.scaling.cli import app as scaling
+from puna.scaling.sweep_cli import app as sweep
 
 app = typer.Typer(
     help="Raise a Llama: from raw web pages to a chat model that uses tools, by the Llama 3.1 recipe.",
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 app.add_typer(corpus, name="corpus")
 app.add_typer(scaling, name="scaling")
+scaling.add_typer(sweep, name="sweep")
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, for example recipes/tiny.toml.")]
 WordsArgument = Annotated[

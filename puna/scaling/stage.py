@@ -20,6 +20,7 @@ from puna.log import Log
 from puna.model.llama import count_parameters, flops_per_token
 from puna.recipe import Recipe
 from puna.run import figure
+from puna.scaling.figures import save_fit_figures
 from puna.scaling.fit import ScalingFit, fit_scaling
 from puna.scaling.ladder import SHAPE, shapes
 from puna.scaling.mixes import anneal_probe, fit_mixes
@@ -58,6 +59,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     laws["plan"] = plan_shapes(fit, ahead, runs[0].config.vocab_size, recipe.scaling.seq_len)
     laws["failed"] = {result["run"]: result["failed"] for result in failed}
     forecast = forecast_largest(points, recipe.seed)
+    save_fit_figures(fit, out, ahead[-1])
     write_json(out / "fit.json", laws)
     write_json(out / "forecast.json", forecast)
     if recipe.scaling.mixes or recipe.scaling.probes:

@@ -7,7 +7,7 @@ trainer, loader and tokenizer of the real run, and takes their loss on the same 
                         result.json         what came of it
 
 RUN holds a digest of all that the result depends on, so a new budget in the recipe adds runs and repeats none. Runs
-are made side by side here, or one by one as jobs of any scheduler (`puna scaling sweep-run`); the stage makes those
+are made side by side here, or one by one as jobs of any scheduler (`puna scaling sweep run`); the stage makes those
 that are missing and fits the law.
 """
 

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from puna.log import Log
 from puna.machine import training_dtype
 from puna.model.llama import PRESETS, Llama, count_parameters, flops_per_token
 from puna.recipe import Recipe, Scaling, Training, parse_recipe
-from puna.run import write_manifest
+from puna.run import BY_NAME, only, to_toml, write_manifest
 from puna.scaling import stage
+from puna.scaling.figures import save_fit_figures
 from puna.scaling.ladder import SweepRun, pick_shapes, plan_runs, power_law, shapes
 from puna.scaling.sweep import held_out_loss, make_run, read_result, run_sweep, sweep_runs
+from puna.scaling.sweep_cli import list_runs, run_one
 from puna.text.tokenizer import Tokenizer
 from puna.text.tokenizer_files import special_names
 from puna.train.batches import rng
@@ -266,6 +269,23 @@ def test_a_sweep_without_its_shards_says_so(inputs: dict[str, Path], tmp_path: P
         sweep_runs(make_recipe(), inputs | {"shards": tmp_path / "none"})
 
 
+def test_runs_are_listed_and_made_one_by_one(inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture):
+    recipe = make_recipe()
+    for name, folder in inputs.items():
+        shutil.copytree(folder, tmp_path / name)
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe.model_dump(mode="json", exclude_none=True)))
+    here = {name: tmp_path / name for name in inputs}
+    runs = sweep_runs(only(recipe, BY_NAME["scaling"].knobs), here)
+    list_runs(tmp_path)
+    listed = [line.split() for line in capsys.readouterr().err.splitlines()]
+    assert [line[0] for line in listed if "isoflop" in line] == ["0", "1", "2", "3"]
+    run_one(tmp_path, 1)
+    assert [read_result(run, stage.sweep_folder(here)) is not None for run in runs] == [False, True, False, False]
+    assert "held-out loss" in capsys.readouterr().err
+    with pytest.raises(PunaError, match=r"there is no run 4; the sweep of .* has the runs 0 to 3"):
+        run_one(tmp_path, 4)
+
+
 # -- the stage ---------------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +303,7 @@ def made(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         budgets=BUDGETS, sizes=6, tokens_per_parameter=[3, 150], seq_len=32, batch_tokens=[[1e17, 32_000]]
     )
     monkeypatch.setattr(stage, "sweep_folder", lambda inputs: tmp_path / "sweep")
+    monkeypatch.setattr(stage, "save_fit_figures", lambda *args: None)  # seconds each; one test draws them
     for number, run in enumerate(sweep_runs(recipe, inputs)):
         noise = float(rng(0, "noise", number).normal(0, 0.002))
         loss = law(run.flops / 6 / run.tokens, run.tokens) * math.exp(noise)
@@ -328,10 +349,14 @@ def test_the_stage_finds_the_law_and_forecasts_the_largest_budget(inputs: dict[s
         assert plan["loss"]["high"] > law(active, plan["tokens"]) * 0.99
 
 
-def test_two_makings_are_byte_identical(inputs: dict[str, Path], made: tuple[Recipe, Path]):
+def test_two_makings_are_byte_identical(
+    inputs: dict[str, Path], made: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch
+):
     recipe, folder = made
+    monkeypatch.setattr(stage, "save_fit_figures", save_fit_figures)
     for name in "ab":
         run_stage(recipe, inputs, folder / name)
+    assert {path.suffix for path in (folder / "a").iterdir()} == {".csv", ".json", ".svg", ".png"}
     for path in sorted((folder / "a").iterdir()):
         assert path.read_bytes() == (folder / "b" / path.name).read_bytes(), path.name
 
