@@ -70,7 +70,7 @@ def train(
     kind: Annotated[Literal["fasttext", "transformer"], typer.Option()] = "fasttext",
     start: Annotated[Path | None, typer.Option(help="transformer: a model to begin with.")] = None,
     preset: Annotated[str | None, typer.Option(help="transformer: new weights; only the tokenizer of --start.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the examples.")] = 10,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the examples; 3 (transformer) by default.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="0.5 (fasttext) or 2e-4 (transformer) by default.")
     ] = None,
@@ -108,7 +108,7 @@ def train(
         options = Training.model_validate(
             rows | {"peak_lr": learning_rate or 2e-4, "warmup_steps": 20, "compile": "off"}
         )
-        train_scorer(examples[held:], start, out, options, epochs, seed, _log(out), preset)
+        train_scorer(examples[held:], start, out, options, epochs or 3, seed, _log(out), preset)
     console.print(f"{out}: trained on {len(examples) - held:,} examples", soft_wrap=True)
     if held:
         _show(evaluate(str(out), examples[:held]))

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ PREFIX = "__label__"
 # Underscores are no letters here, so that no text can spell a label. Devanagari's vowel signs are none to \w.
 TOKEN = re.compile(r"(?:[^\W_]|[\u0900-\u0963])+|[^\w\s]")
 CHARACTERS = 20_000  # of a text that fastText looks at
+UPDATES = 25_000
+VOCABULARY_SAMPLE = 1000
 
 # With one thread, which alone is deterministic, fastText draws the first tenth of its vectors, the commonest words, and
 # leaves the others as it finds the memory. Only in pages fresh from the system is that zero: hence a process of its
@@ -40,12 +43,16 @@ class FastText:
         except (ValueError, RuntimeError) as error:
             raise PunaError(f"{path}: no fastText classifier ({error})") from error
         self.labels = order_labels(found)
+        # The vocabulary of a model that was trained elsewhere tells whether its text was cut into words as ours is.
+        words = [str(word) for word in self.model.get_words()[:VOCABULARY_SAMPLE]]
+        self.ours = all(one_line(word) == word for word in words if word != "</s>")
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         columns = {PREFIX + label: column for column, label in enumerate(self.labels)}
         values = np.zeros((len(texts), len(columns)), np.float32)
         for row, text in enumerate(texts):
-            for value, label in self.model.f.predict(one_line(text) + "\n", len(columns), 0.0, "strict"):
+            line = one_line(text) if self.ours else " ".join(text[:CHARACTERS].split())
+            for value, label in self.model.f.predict(line + "\n", len(columns), 0.0, "strict"):
                 values[row, columns[label]] = value
         # its softmax is read from a table, so that rows sum to 1 only nearly
         return values / np.maximum(values.sum(1, keepdims=True), 1e-9)
@@ -55,7 +62,7 @@ def train_fasttext(
     examples: Iterable[tuple[str, str]],
     out: Path,
     *,
-    epochs: int = 10,
+    epochs: int | None = None,
     learning_rate: float = 0.5,
     dim: int = 32,
     ngrams: int = 2,
@@ -65,23 +72,25 @@ def train_fasttext(
 ) -> None:
     """Train on (label, text) pairs in their order and write a model file, the same bytes each time.
 
+    `epochs`: passes over the examples; by default 5, or as many as make UPDATES steps of so few examples.
     `ngrams`: longest run of words that is a feature; `buckets`: how many of the runs have a vector of their own;
     `min_count`: rarer words are ignored. The paper gives none of these. PunaError for fewer than two labels.
     """
     aside = out.with_name(f"{out.name}.examples")
-    labels: set[str] = set()
-    with aside.open("w", encoding="utf-8") as handle:
-        for label, text in examples:
-            if not label or label.split() != [label]:
-                raise PunaError(f"{label!r} cannot be a label: fastText's labels are single words")
-            labels.add(label)
-            handle.write(f"{PREFIX}{label} {one_line(text)}\n")
+    labels: Counter[str] = Counter()
     try:
+        with aside.open("w", encoding="utf-8") as handle:
+            for label, text in examples:
+                if label.split() != [label]:
+                    raise PunaError(f"{label!r} cannot be a label: fastText's labels are single words")
+                labels[label] += 1
+                handle.write(f"{PREFIX}{label} {one_line(text)}\n")
         if len(labels) < 2:
             raise PunaError(f"a classifier needs examples of two labels at least, not of {sorted(labels)}")
         options = {
-            "input": str(aside), "epoch": epochs, "lr": learning_rate, "dim": dim, "wordNgrams": ngrams,
-            "bucket": buckets if ngrams > 1 else 0, "minCount": min_count, "seed": seed + 1, "thread": 1, "verbose": 0,
+            "input": str(aside), "epoch": epochs or max(5, UPDATES // labels.total()), "lr": learning_rate, "dim": dim,
+            "wordNgrams": ngrams, "bucket": buckets if ngrams > 1 else 0, "minCount": min_count, "seed": seed + 1,
+            "thread": 1, "verbose": 0,
         }  # fmt: skip
         command = [sys.executable, "-P", "-c", TRAINER, json.dumps([str(out), options])]
         done = subprocess.run(command, env=TRAINER_ENVIRONMENT, capture_output=True, text=True)

@@ -95,6 +95,17 @@ def test_labels_that_are_no_numbers_must_be_named(tmp_path: Path):
     assert score(f"{tmp_path / 'm'}#hq", ["one"]).shape == (1,)
 
 
+def test_a_foreign_model_gets_its_text_as_it_was_trained_on(tmp_path: Path):
+    import fasttext
+
+    (tmp_path / "raw").write_text("__label__hq Good, Text\n__label__cc good text\n" * 50)
+    foreign = fasttext.train_supervised(str(tmp_path / "raw"), dim=10, epoch=50, lr=1.0, thread=10, verbose=0, bucket=0)
+    foreign.save_model(str(tmp_path / "foreign.bin"))
+    assert score(f"{tmp_path / 'foreign.bin'}#hq", ["Good,\nText", "good text"]).round().tolist() == [1, 0]
+    train_fasttext([("hq", "Good, Text"), ("cc", "bad text")] * 50, tmp_path / "ours.bin")
+    assert FastText(tmp_path / "ours.bin").ours
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 100])
 def test_a_file_that_is_no_model_is_named(tmp_path: Path, content: bytes):
     (tmp_path / "broken.bin").write_bytes(content)
@@ -109,6 +120,7 @@ def test_training_needs_two_labels_of_one_word(tmp_path: Path):
         train_fasttext([("1", "text")], tmp_path / "m")
     with pytest.raises(PunaError, match="'a b' cannot be a label"):
         train_fasttext([("a b", "text")], tmp_path / "m")
+    assert not list(tmp_path.iterdir())
 
 
 # -- judging --
