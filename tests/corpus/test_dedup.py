@@ -1,6 +1,9 @@
 """Duplicates over the whole corpus, against brute force with exact Jaccard similarity."""
 
+import gzip
+import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from .conftest import prose
 
 KNOBS = Corpus.model_validate({})
 # With bands of one row every pair at the threshold is a candidate, so that the result is that of brute force.
-ALL_PAIRS = Corpus.model_validate({"minhash_bands": 112})
+ALL_PAIRS = Corpus.model_validate({"minhash_permutations": 32, "minhash_bands": 32})
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,19 @@ def test_against_brute_force(crowd: list[Doc], tmp_path: Path) -> None:
             assert jaccard(sets[doc], sets[other]) >= (1.0 if step == "exact" else KNOBS.minhash_threshold)
 
 
+def test_real_paraphrases_against_brute_force(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    """Pairs of sentences from the news, which often have most of their words in common."""
+    with gzip.open(shared_data("dedup/mrpc_validation.jsonl.gz"), "rt", encoding="utf-8") as file:
+        pairs = [json.loads(line) for line in file][:120]
+    docs = [Doc(pair[side]) for pair in pairs for side in ("sentence1", "sentence2")]
+    words = Corpus.model_validate(
+        {"minhash_permutations": 32, "minhash_bands": 32, "minhash_ngram": 1, "minhash_threshold": 0.7}
+    )
+    expected = brute_force(docs, words)
+    assert len(expected) > 10
+    assert {doc: step for doc, (step, _, _) in duplicates(docs, tmp_path, words).items()} == expected
+
+
 def test_recall_and_precision_of_the_default_bands(tmp_path: Path) -> None:
     docs = [Doc(text) for seed in range(40) for text in variants(seed, (1, 2, 3, 4, 5, 6, 7, 9))]
     found = duplicates(docs, tmp_path)
@@ -224,8 +240,10 @@ def test_pairs_of_a_band_however_it_is_cut_into_batches(
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["", "2020", "2021"])), max_size=12))
 def test_one_version_of_each_page_stays(tmp_path_factory: pytest.TempPathFactory, pages: list[tuple[str, str]]) -> None:
+    work = tmp_path_factory.mktemp("versions")
+    one_band = Corpus.model_validate({"minhash_bands": 1})
     docs = [Doc(prose(number, 3), f"http://example.org/{path}", date) for number, (path, date) in enumerate(pages)]
-    older = {doc: other for doc, (_, _, other) in duplicates(docs, tmp_path_factory.mktemp("versions")).items()}
+    older = {doc: other for doc, (_, _, other) in duplicates(docs, work, one_band).items()}
     kept = [doc for doc in range(len(pages)) if doc not in older]
     assert sorted(pages[doc][0] for doc in kept) == sorted({path for path, _ in pages})
     for doc, newest in older.items():
