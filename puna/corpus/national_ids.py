@@ -191,7 +191,7 @@ def _mexican_curp(code: str) -> bool:
 
 def _pattern(written: str) -> re.Pattern[str]:
     """Not inside a longer word, number or address."""
-    return re.compile(rf"(?<![\w.,/=+-])(?:{written})(?![\w/=]|[.,-]\w)")
+    return re.compile(rf"(?<![\w.,/=+-])(?:{written})(?![\w/=]|[.,-]\w)", re.ASCII)
 
 
 def _names(names: str) -> re.Pattern[str]:

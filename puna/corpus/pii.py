@@ -138,9 +138,11 @@ def _whole_words(text: str, start: int, end: int) -> tuple[int, int]:
 
 # -- email -------------------------------------------------------------------------------------------------------------
 
+# Letters and digits, but of scripts without spaces, whose words stand right beside an address.
+_SIGN = r"[^\W_\u0e00-\u0eff\u3040-\u9fff\uac00-\ud7af]"
 EMAIL = re.compile(
-    r"(?<![\w.+%/:=~-])[\w+%'-]+(?:\.[\w+%'-]+)*(?:@| ?(?:\[at\]|\(at\)) ?)"
-    r"(?:[^\W_](?:[\w-]*[^\W_])?(?:\.| ?(?:\[dot\]|\(dot\)) ?))+([^\W\d_]{2,24})(?![\w@]|-\w|:\w|\()"
+    rf"(?<![.+%/:=~_-])(?<!{_SIGN})(?:{_SIGN}|[_+%'-])+(?:\.(?:{_SIGN}|[_+%'-])+)*(?:@| ?(?:\[at\]|\(at\)) ?)"
+    rf"(?:{_SIGN}(?:(?:{_SIGN}|[_-])*{_SIGN})?(?:\.| ?(?:\[dot\]|\(dot\)) ?))+({_SIGN}{{2,24}})(?![_@(]|{_SIGN}|[-:]\w)"
 )
 # Two letters are a country; of the others those that people have addresses in, for names in code have any ending.
 NOT_COUNTRIES = frozenset(("js", "ts"))
@@ -170,8 +172,8 @@ def find_emails(text: str, language: str) -> Spans:
 
 # -- IP addresses ------------------------------------------------------------------------------------------------------
 
-IPV4 = re.compile(r"(?<![\w.-])(?<!\w/)(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|\.[0-9]|-\w|/[0-9])")
-IPV6 = re.compile(r"(?<![\w:.])[0-9a-fA-F:]{6,39}+(?![\w:]|\.[0-9])")
+IPV4 = re.compile(r"(?<![\w.-])(?<!\w/)(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|\.[0-9]|-\w|/[0-9])", re.ASCII)
+IPV6 = re.compile(r"(?<![\w:.])[0-9a-fA-F:]{6,39}+(?![\w:]|\.[0-9])", re.ASCII)
 VERSION = re.compile(
     r"(?:\bv(?:er(?:s[ií]on)?)?|versione|release|firmware|build|driver|revision|update|patch)[ .:]*$", re.IGNORECASE
 )
@@ -216,7 +218,8 @@ IBAN_COUNTRIES = {
 IBAN_LENGTHS = {code: length for length, codes in IBAN_COUNTRIES.items() for code in codes.split()}
 CARD = re.compile(
     r"(?<![\w.,/=+-])(?:[0-9]{12,19}|[0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{1,4}(?:\1[0-9]{1,3})?"
-    r"|[0-9]{4}([ -])[0-9]{6}\2[0-9]{4,5})(?![\w/=]|[.,-][0-9])"
+    r"|[0-9]{4}([ -])[0-9]{6}\2[0-9]{4,5})(?![\w/=]|[.,-][0-9])",
+    re.ASCII,
 )
 # Issuers by their first digits, with the lengths of their numbers (ISO/IEC 7812).
 ISSUERS = re.compile(
@@ -276,17 +279,17 @@ COUNTRY = (
 INTERNATIONAL = re.compile(
     rf"(?<![\w.+/=-])(?<![0-9],)(?:\+|00(?={COUNTRY}[ .-]))(?:\({COUNTRY}\)|{COUNTRY})"
     r"(?:[ .\-/\u00a0]?\(0\))?(?:[ .\-/\u00a0]{0,2}(?:\([0-9]++\)|[0-9]++)){1,7}" + _AFTER,
-    re.IGNORECASE,
+    re.ASCII | re.IGNORECASE,
 )
 AMERICAN = re.compile(
     r"(?<![\w.+/=-])(?<![0-9],)(?:1[ .-])?(?:\([0-9]{3}\) ?|[0-9]{3}-|[0-9]{3}\.(?=[0-9]{3}\.))[0-9]{3}[.-][0-9]{4}"
     + _AFTER,
-    re.IGNORECASE,
+    re.ASCII | re.IGNORECASE,
 )
 TRUNK = re.compile(
     r"(?<![\w.+/=-])(?<![0-9][, :])\(?0[1-9][0-9]{0,3}\)?(?:[ .\-/]|(?<=\)) ?)[0-9]{2,8}"
     r"(?:([ .-])[0-9]{2,4}(?:\1[0-9]{2,4}){0,3})?" + _AFTER + "(?! [0-9a-f]{2})",
-    re.IGNORECASE,
+    re.ASCII | re.IGNORECASE,
 )
 # Runs of digits are taken whole (++), so that there is one way to read a number.
 LOCAL = r"(?:\([0-9]++\)|[0-9]++)(?:[ .\-/\u00a0]{0,2}(?:\([0-9]++\)|[0-9]{2,}+)){0,6}"
@@ -304,7 +307,8 @@ CALLED = re.compile(
     re.IGNORECASE,
 )
 LABELLED = re.compile(
-    rf"(?<![\w.+/=-])(?<![0-9][, ])(?P<number>{LOCAL})[ -](?:office|fax|mobile|home|work|cell|desk)\b", re.IGNORECASE
+    rf"(?<![\w.+/=-])(?<![0-9][, ])(?P<number>{LOCAL})[ -](?:office|fax|mobile|home|work|cell|desk)\b",
+    re.ASCII | re.IGNORECASE,
 )
 PAIRS = re.compile(r"[0-9]{2}(?:[ .-][0-9]{2})+")  # French numbers, or bytes
 ZIP_CODE = re.compile(r"[0-9]{5}-[0-9]{4}")
