@@ -1,0 +1,66 @@
+"""Context parallelism as the paper does it (section 3.3.2): queries stay, keys and values are gathered.
+
+A row is cut into 2 x cp chunks, and rank i takes chunks i and 2 x cp - 1 - i, so that causal attention costs every
+rank the same. All ranks read whole rows, hence each knows all documents and makes the mask that its queries need.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from puna.model.llama import Attention
+
+
+def chunk_places(seq_len: int, cp: int, rank: int) -> Tensor:
+    """The places in a row, [seq_len / cp], that a rank holds."""
+    first, last = torch.arange(seq_len).chunk(2 * cp)[rank], torch.arange(seq_len).chunk(2 * cp)[2 * cp - 1 - rank]
+    return torch.cat([first, last])
+
+
+def document_mask_of(documents: Tensor, cp: int, rank: int) -> Tensor:
+    """[B, 1, seq_len / cp, seq_len]: model/llama.py's document_mask for a rank's queries, with the keys in the order in
+    which they are gathered; documents [B, seq_len]."""
+    seq_len = documents.shape[1]
+    queries = chunk_places(seq_len, cp, rank).to(documents.device)
+    keys = torch.cat([chunk_places(seq_len, cp, r) for r in range(cp)]).to(documents.device)
+    same = documents[:, queries, None] == documents[:, None, keys]
+    return (same & (queries[:, None] >= keys))[:, None]
+
+
+def apply_context_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Let every layer's attention, in place, see the keys and values of all ranks of the `cp` axis."""
+    group = mesh.get_group()
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.__dict__["attend"] = _Gathered(module.attend, group)  # hides the method, on this object only
+
+
+class _Gathered:
+    def __init__(self, attend, group: dist.ProcessGroup) -> None:
+        self.attend, self.group = attend, group
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        together = _GatherSequence.apply(torch.cat([k, v], -1), self.group)  # one message for both
+        k, v = together.chunk(2, -1)
+        return self.attend(q, k, v, mask)
+
+
+class _GatherSequence(torch.autograd.Function):
+    """[B, heads, S, D] of each rank -> [B, heads, cp * S, D]; gradients are added up in fp32."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:  # pyright: ignore
+        ctx.group = group
+        n = dist.get_world_size(group)
+        out = x.new_empty(n, *x.shape)
+        dist.all_gather_into_tensor(out.flatten(0, 1), x.contiguous(), group)
+        return out.movedim(0, 2).flatten(2, 3)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
+        n = dist.get_world_size(ctx.group)
+        parts = gradient.float().unflatten(2, (n, -1)).movedim(2, 0).contiguous()
+        out = parts.new_empty(parts.shape[1:])
+        dist.reduce_scatter_tensor(out, parts.flatten(0, 1), group=ctx.group)
+        return out.to(gradient.dtype), None

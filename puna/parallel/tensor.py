@@ -1,0 +1,96 @@
+"""Tensor and sequence parallelism (section 3.3.2; Megatron's scheme, arXiv 2205.05198), as a table of names.
+
+A column-parallel matrix holds a part of its outputs, a row-parallel one a part of its inputs, so the two of a pair need
+no communication between them. Outside the pairs a rank holds a part of the sequence: norms and residuals are cut too.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from puna.train.batches import IGNORE
+
+SEQUENCE = Shard(1)
+
+
+def gathered(inputs: int) -> PrepareModuleInput:
+    """The whole sequence for a module whose first input is cut along it; the others are whole on every rank."""
+    rest = (None,) * (inputs - 1)
+    return PrepareModuleInput(input_layouts=(SEQUENCE, *rest), desired_input_layouts=(Replicate(), *rest))
+
+
+def table() -> dict[str, ParallelStyle]:
+    """Module name -> layout."""
+    return {
+        "embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=SEQUENCE),
+        "layers.*.input_layernorm": SequenceParallel(),
+        "layers.*.self_attn": gathered(5),
+        "layers.*.self_attn.q_proj": ColwiseParallel(),
+        "layers.*.self_attn.k_proj": ColwiseParallel(),
+        "layers.*.self_attn.v_proj": ColwiseParallel(),
+        "layers.*.self_attn.o_proj": RowwiseParallel(output_layouts=SEQUENCE),
+        "layers.*.post_attention_layernorm": SequenceParallel(),
+        "layers.*.mlp": gathered(1),
+        "layers.*.mlp.gate_proj": ColwiseParallel(),
+        "layers.*.mlp.up_proj": ColwiseParallel(),
+        "layers.*.mlp.down_proj": RowwiseParallel(output_layouts=SEQUENCE),
+        "norm": SequenceParallel(),
+        "lm_head": ColwiseParallel(input_layouts=SEQUENCE),
+    }
+
+
+def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Cut a model, or the part of it that a pipeline stage holds, over the `tp` axis, in place."""
+    parallelize_module(model, mesh, {name: style for name, style in table().items() if _is_there(model, name)})
+
+
+def _is_there(model: nn.Module, name: str) -> bool:
+    return getattr(model, name.partition(".")[0], None) is not None
+
+
+class VocabularyParallel:
+    """The chunk function of puna/train/losses.py where each rank holds a part of the vocabulary.
+
+    The logits of a chunk exist only in parts: ranks exchange one maximum and one sum for each token.
+    """
+
+    def __init__(self, mesh: DeviceMesh, vocab_size: int) -> None:
+        self.group = mesh.get_group()
+        self.first = mesh.get_local_rank() * (vocab_size // mesh.size())
+
+    def __call__(self, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As loss_chunk, for `weight` [vocab / tp, dim]; the gradient by hidden is this rank's summand."""
+        logits = (hidden @ weight.t()).float()
+        top = self._reduce(logits.amax(1), dist.ReduceOp.MAX)
+        exponentials = (logits - top[:, None]).exp_()
+        sums = self._reduce(exponentials.sum(1), dist.ReduceOp.SUM)
+        mine = (labels >= self.first) & (labels < self.first + len(weight))
+        index = torch.where(mine, labels - self.first, 0)[:, None]
+        picked = self._reduce(torch.where(mine, logits.gather(1, index)[:, 0], 0.0), dist.ReduceOp.SUM)
+        kept = labels != IGNORE
+        log_probs = torch.where(kept, picked - top - sums.log(), 0.0)
+        gradient = exponentials.div_(sums[:, None])
+        gradient.scatter_add_(1, index, -mine.float()[:, None])
+        gradient = gradient.mul_((kept * scale)[:, None]).to(hidden.dtype)
+        return -log_probs.sum() * scale, gradient @ weight, (gradient.t() @ hidden).float()
+
+    def _reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        dist.all_reduce(tensor, operation, self.group)
+        return tensor
+
+
+def whole_sequence(hidden: Tensor) -> Tensor:
+    """The final norm's output on every rank of `tp`; its gradient is summed over them."""
+    if not isinstance(hidden, DTensor):
+        return hidden
+    return hidden.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
