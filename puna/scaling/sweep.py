@@ -18,6 +18,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,7 +30,7 @@ from puna.errors import PunaError
 from puna.log import Log
 from puna.machine import physical_cores, training_dtype
 from puna.model.llama import Llama
-from puna.recipe import Recipe
+from puna.recipe import Recipe, Training
 from puna.run import read_manifest, write_text
 from puna.scaling.ladder import SweepRun, plan_runs
 from puna.text.tokenizer import Tokenizer
@@ -76,6 +77,11 @@ def run_sweep(runs: Sequence[SweepRun], inputs: dict[str, Path], folder: Path, w
                 bar.advance(1, futures[future].name)
                 if result["failed"]:
                     log.message(f"{futures[future].name} failed: {result['failed']}")
+        except BrokenProcessPool:
+            raise PunaError(
+                "a process of the sweep was killed, for want of memory perhaps; lower scaling.workers or "
+                "scaling.micro_rows, and run again: finished runs are kept"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -88,19 +94,16 @@ def make_run(run: SweepRun, inputs: dict[str, Path], folder: Path, logs: Path, q
     work.mkdir(parents=True, exist_ok=True)
     with _held(work, run):
         if (result := read_result(run, folder)) is None:
-            try:
-                launch(_train_and_score, 1, run, inputs, work, Log(logs / "scaling", run.name, quiet))
-                result = {"failed": None, **json.loads((work / "scores.json").read_text())}
-            except PunaError as error:
-                result = {"failed": str(error), "loss": None, "bits_per_byte": None}
-            write_text(work / "result.json", json.dumps(run.describe() | result, indent=1) + "\n")
-            for path in [*work.glob("step-*"), work / "scores.json"]:
-                path.unlink(missing_ok=True)
+            launch(_train_and_score, 1, run, inputs, work, Log(logs / "scaling", run.name, quiet))
+            result = json.loads((work / "result.json").read_text())
+        for path in work.glob("step-*"):
+            path.unlink()
     return result
 
 
 def read_result(run: SweepRun, folder: Path) -> dict[str, Any] | None:
-    """What came of a run, None while it is not finished."""
+    """What came of a run: `describe()` with its loss, bits per byte, and why it failed or None; None while it is not
+    finished."""
     path = folder / run.name / "result.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -110,18 +113,28 @@ def _train_and_score(world: World, run: SweepRun, inputs: dict[str, Path], work:
     model = Llama(run.config).init_weights(torch.Generator().manual_seed(run.seed))
     options = run.options
     shards = inputs["shards"]
-    batches = Shards(shards, run.blends, options.seq_len, run.max_epochs, tokenizer.bos_id, run.seed)
-    train(model, batches, NextToken(use_compile(options, world.device)), options, world, work, log, run.name)
-    scores = held_out_loss(model, tokenizer, shards, options.seq_len, run.held_out_tokens, world.device, options)
-    write_text(work / "scores.json", json.dumps(scores))
+    try:
+        batches = Shards(shards, run.blends, options.seq_len, run.max_epochs, tokenizer.bos_id, run.seed)
+    except PunaError as error:
+        raise PunaError(f"{run.name}: {error} (in a sweep: scaling.budgets and scaling.max_epochs)") from None
+    loss = NextToken(use_compile(options, world.device))
+    try:
+        train(model, batches, loss, options, world, work, log, run.name)
+    except PunaError as error:  # its loss is not finite
+        result = {"failed": str(error), "loss": None, "bits_per_byte": None}
+    else:
+        scores = held_out_loss(model, tokenizer, shards, run.held_out_tokens, world.device, options)
+        result = {"failed": None, **scores}
+    write_text(work / "result.json", json.dumps(run.describe() | result, indent=1) + "\n")
 
 
 @torch.no_grad()
 def held_out_loss(
-    model: Llama, tokenizer: Tokenizer, shards: Path, seq_len: int, limit: int, device: torch.device, options: Any
+    model: Llama, tokenizer: Tokenizer, shards: Path, limit: int, device: torch.device, options: Training
 ) -> dict[str, float]:
     """Loss in nats a token, and bits a byte, on about `limit` held-out tokens: rows drawn from all documents, the
     same for every model. A byte counts where its token is predicted; end_of_text is predicted and has none."""
+    seq_len = options.seq_len
     available = json.loads((shards / "shards.json").read_text())["held_out"]["tokens"]
     rows = min(available - 1, limit) // seq_len
     if rows == 0:
