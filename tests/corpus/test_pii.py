@@ -79,7 +79,7 @@ LEFT = [
     "ping 127.0.0.1, 192.168.1.20, 10.218.6.131, 203.0.113.7, 8.8.8.8, 255.255.255.0, 193.0.0.0/16 or 224.0.0.251",
     "::1, fe80::1, 2001:db8::7, std::vector, add::cafe, 12:34:56, aa:bb:cc:dd:ee:ff, 2000::/3",
     "OID 1.3.6.1.4.1.311.20.2 and 1.3.6.1.4.1.311.200.2",
-    "mail user@example.com, me@localhost, git@github.com:puna/puna.git, getty@tty1.service, foo@2x.png, a@b.js",
+    "mail user@example.com, me@localhost, git@github.com:puna/puna.git, fsevents@1.2.13, cli@2.19.4, getty@tty1.service, foo@2x.png, a@b.js",
     "@property\ndef f(x): return x @ y.T",
     "2024-01-02 03:04:05, 01.02.2003 14:30, 2007-2016, 1999/12/31, 12/25/1999",
     "0.4539148803436467, 3.141592653589793, 1,234,567,890, 1e-10, 100 000 000, 6.02214076e23",
