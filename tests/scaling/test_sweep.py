@@ -200,7 +200,7 @@ def test_a_run_is_trained_once_and_tells_its_held_out_loss(inputs: dict[str, Pat
     assert written["flops_6nd"] == 6 * run.params * run.tokens
 
 
-def test_held_out_loss_is_the_mean_over_tokens_and_bits_are_over_bytes(inputs: dict[str, Path], tmp_path: Path):
+def test_held_out_loss_is_the_mean_over_tokens_and_bits_are_over_bytes(inputs: dict[str, Path]):
     tokenizer = Tokenizer.load(inputs["tokenizer"])
     [config] = pick_shapes(make_recipe(sizes=1).scaling, 1e9, tokenizer.vocab_size)
     model = Llama(config).init_weights(torch.Generator().manual_seed(1))
@@ -221,9 +221,16 @@ def test_held_out_loss_is_the_mean_over_tokens_and_bits_are_over_bytes(inputs: d
                 size += 0 if label == tokenizer.eos_id else len(tokenizer.decode_bytes([label]))
     assert scores["loss"] == pytest.approx(nats / tokens, rel=1e-5)
     assert scores["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
-    with pytest.raises(PunaError, match="raise scaling\\.held_out_tokens"):
+    with pytest.raises(PunaError, match=r"raise scaling\.held_out_tokens"):
         held_out_loss(model, tokenizer, inputs["shards"], 20, cpu, options)
     assert training_dtype(options, cpu) == torch.float32
+
+
+def test_what_is_wrong_with_the_data_is_no_verdict_on_the_model(inputs: dict[str, Path], tmp_path: Path):
+    run = sweep_runs(make_recipe(max_epochs=0.01), inputs)[0]
+    with pytest.raises(PunaError, match=r"raise max_epochs .* \(in a sweep: scaling.budgets and scaling.max_epochs\)"):
+        make_run(run, inputs, tmp_path, tmp_path, quiet=True)
+    assert read_result(run, tmp_path) is None
 
 
 class Killed(BaseException):
