@@ -142,7 +142,8 @@ def _whole_words(text: str, start: int, end: int) -> tuple[int, int]:
 _SIGN = r"[^\W_\u0e00-\u0eff\u3040-\u9fff\uac00-\ud7af]"
 EMAIL = re.compile(
     rf"(?<![.+%/:=~_-])(?<!{_SIGN})(?:{_SIGN}|[_+%'-])+(?:\.(?:{_SIGN}|[_+%'-])+)*(?:@| ?(?:\[at\]|\(at\)) ?)"
-    rf"(?:{_SIGN}(?:(?:{_SIGN}|[_-])*{_SIGN})?(?:\.| ?(?:\[dot\]|\(dot\)) ?))+((?:(?![0-9]){_SIGN}){{2,24}})(?![_@(]|{_SIGN}|[-:]\w)"
+    rf"(?:{_SIGN}(?:(?:{_SIGN}|[_-])*{_SIGN})?(?:\.| ?(?:\[dot\]|\(dot\)) ?))+((?:(?![0-9]){_SIGN}){{2,24}})"
+    rf"(?![_@(]|{_SIGN}|[-:]\w)"
 )
 # Two letters are a country; of the others those that people have addresses in, for names in code have any ending.
 NOT_COUNTRIES = frozenset(("js", "ts"))
