@@ -69,7 +69,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     knobs = recipe.corpus
     language.check_languages(knobs.languages, knobs.language_model)
     files, about = _open_source(knobs, out, log)
-    work = Path(knobs.work) if knobs.work else work_folder(out)
+    work = (Path(knobs.work) if knobs.work else work_folder(out)).absolute()  # Ray's workers may be elsewhere
     passes = Passes(knobs, work, log)
     with open_engine(knobs) as engine:
         shards = passes.judge(engine, pages.make_shards(files, knobs))

@@ -105,7 +105,7 @@ def _local_files(source: Path, name: str) -> list[File]:
     for path in paths:
         origin = path.name if path == source else path.relative_to(source).as_posix()
         stat = path.stat()
-        files.append(File(str(path), origin, f"{stat.st_size} {stat.st_mtime_ns}", name))
+        files.append(File(str(path.absolute()), origin, f"{stat.st_size} {stat.st_mtime_ns}", name))
     return files
 
 

@@ -256,6 +256,12 @@ def test_the_held_out_share(tmp_path: Path) -> None:
     assert output.held_out_bound(output.Survey(kept=1, lowest=max(ids)), 0.02) < max(ids)
 
 
+def test_the_documentation_names_every_step() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "corpus.md").read_text()
+    named = [line.split()[1] for line in table.splitlines() if line.startswith("| ")]
+    assert [name for name in named if name in output.STEPS] == list(output.STEPS)
+
+
 def test_real_archives(shared_data, tmp_path: Path, log) -> None:
     make(shared_data("warc"), tmp_path / "out", log)
     kept = documents(tmp_path / "out")

@@ -1,14 +1,17 @@
 """Where files come from: folders, other file systems, a crawl's list of paths."""
 
 import gzip
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from puna.corpus import source
-from puna.corpus.read import RawPage, read
+from puna.corpus.read import RawPage, read, read_original
 from puna.corpus.source import File, digest, find_files
 from puna.errors import PunaError
 from puna.recipe import Corpus
@@ -44,6 +47,7 @@ def test_files_of_any_file_system(elsewhere: str, tmp_path: Path) -> None:
     pages = [item for file in files for item in read(file, tmp_path, KNOBS)]
     assert [isinstance(item, RawPage) for item in pages] == [True, False, True]
     assert pages[0].origin == "a/b.warc.gz"
+    assert read_original(files[0], 0, tmp_path, KNOBS) == pages[0]
     assert list(tmp_path.iterdir()) == [], "the copies are gone"
     [one] = find_files(f"{elsewhere}/c.html")
     assert one.name == "c.html"
@@ -82,6 +86,37 @@ def test_a_place_that_does_not_answer_stops_the_run(elsewhere: str, tmp_path: Pa
     Silent.calls = -10
     with pytest.raises(PunaError, match="cannot be fetched: TimeoutError: no answer; finished shards are kept"):
         list(read(file, tmp_path, KNOBS))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A web server of a folder with one archive in it."""
+    pytest.importorskip("aiohttp")
+    root = tmp_path / "served"
+    (root / "crawl").mkdir(parents=True)
+    (root / "crawl" / "a.warc.gz").write_bytes(ARCHIVE)
+    handler = partial(QuietHandler, directory=str(root))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_files_over_http(server: str, tmp_path: Path) -> None:
+    for place in (f"{server}/crawl/a.warc.gz", f"{server}/crawl/"):
+        [file] = find_files(place)
+        assert file.name == "a.warc.gz"
+        [item] = read(file, tmp_path, KNOBS)
+        assert item.url == "https://example.org/a"
+    [gone] = read(File(f"{server}/gone.warc", "gone.warc", ""), tmp_path, KNOBS)
+    assert getattr(gone, "reason", "") == "unreadable"
 
 
 @pytest.mark.parametrize("base", ["folder", "memory"])
