@@ -8,7 +8,12 @@ from puna.corpus.extract.blocks import Block
 from puna.corpus.extract.render import LONG_CELL
 
 THRESHOLD = 0.5
+SHORT_PAGE = 500
+"""Characters; of a page with fewer, something is kept."""
+HEADINGS = ("h2", "h3", "h4", "h5", "h6")
 FILE_NAME = re.compile(r"\S+\.(?:jpe?g|png|gif|webp|svg|bmp|tiff?|avif)\b|^\w*\d{3,}\w*$", re.IGNORECASE)
+LONG_COPY = 60
+"""Characters; shorter lines may well come twice."""
 MIN_ALT_WORDS = 3
 """Fewer are a name or a logo."""
 
@@ -18,13 +23,28 @@ def choose(blocks: list[Block], probabilities: np.ndarray) -> list[Block]:
     text = [i for i, block in enumerate(blocks) if block.tag != "img"]
     if not text:
         return []
-    threshold = min(THRESHOLD, 0.6 * float(probabilities[text].max()))  # something is kept of a page of a few words
+    threshold = THRESHOLD
+    if sum(len(blocks[i].text) for i in text) < SHORT_PAGE:
+        threshold = min(threshold, 0.6 * float(probabilities[text].max()))
     kept = [bool(probabilities[i] > threshold) for i in text]
     keep_groups([blocks[i] for i in text], probabilities[text], kept)
     chosen = {i for i, keep in zip(text, kept) if keep}
     if len(text) < len(blocks):
         chosen |= pictures(blocks, text, chosen)
-    return [blocks[i] for i in sorted(chosen)]
+    return without_copies([blocks[i] for i in sorted(chosen)])
+
+
+def without_copies(blocks: list[Block]) -> list[Block]:
+    """Without paragraphs that came before: what a page writes for wide and for narrow screens, or quotes."""
+    seen: set[str] = set()
+    kept = []
+    for block in blocks:
+        if len(block.text) > LONG_COPY and not block.preformatted:
+            if block.text in seen:
+                continue
+            seen.add(block.text)
+        kept.append(block)
+    return kept
 
 
 def keep_groups(blocks: list[Block], probabilities: np.ndarray, kept: list[bool]) -> None:
@@ -41,9 +61,11 @@ def keep_groups(blocks: list[Block], probabilities: np.ndarray, kept: list[bool]
             if amid or probabilities[start:end].mean() > THRESHOLD:
                 kept[start:end] = [True] * (end - start)
         start = end
-    for i in range(len(blocks) - 2, -1, -1):  # a term stays with its definition
-        if blocks[i].tag == "dt" and kept[i + 1] and blocks[i + 1].group == blocks[i].group:
-            kept[i] = True
+    for i in range(len(blocks) - 2, -1, -1):  # a heading stays with its text, a term with its definition
+        block, following = blocks[i], blocks[i + 1]
+        if not kept[i] and kept[i + 1]:
+            term = block.tag == "dt" and following.group == block.group
+            kept[i] = term or (block.tag in HEADINGS and i > 0 and kept[i - 1])
 
 
 def whole(group: list[Block]) -> bool:

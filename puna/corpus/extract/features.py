@@ -1,56 +1,28 @@
 """What the network sees of each block: numbers about its text and its surroundings."""
 
-from itertools import accumulate
+from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 
 from puna.corpus.extract.blocks import Block, Container
 
+OPENING = 60
+"""Characters of a block whose words count: "Posted by", "Related:", "Add to cart"."""
 LEVELS = 4
 """Enclosing elements looked at; those that hold no more blocks than the one inside do not count."""
-ENDS = tuple(".!?。！？…।:;,")
 
 
 def numbers(blocks: list[Block], containers: list[Container], title: str) -> np.ndarray:
     """[blocks, features] float32."""
-    seen: dict[str, int] = {}
-    for block in blocks:
-        seen[block.text] = seen.get(block.text, 0) + 1
+    copies = Counter(block.text for block in blocks)
     title = title.lower()
-    rows = []
-    for block in blocks:
-        text = block.text
-        last = text[-1]
-        rows.append(
-            (
-                len(text),
-                min(block.links, len(text)),
-                text.count(" ") + 1,
-                text.count(",") + text.count("，") + text.count("、"),
-                text.count(". ") + text.count("。"),
-                last in ".!?。！？…।",
-                last == ":",
-                text[0].islower(),
-                text.isupper(),
-                text[0].isdigit(),
-                text.count("\n"),
-                seen[text],
-                len(text) > 8 and text.lower() in title,
-                block.preformatted,
-                block.tag == "img",
-                block.row > 0,
-                block.depth,
-                block.depth - block.shallowest,
-                block.shallowest,
-            )
-        )
-    raw = np.array(rows, np.float32).reshape(len(blocks), -1)
-    around = surroundings(blocks, containers, raw[:, 0], raw[:, 1])
-    length, links, words, commas, stops = raw[:, :5].T
-    total = np.cumsum(length)
-    count = np.arange(len(blocks), dtype=np.float32)
-    up = np.zeros_like(count)
-    up[1:] = raw[:-1, 16] - raw[1:, 18]
+    table = np.array([(copies[block.text], *_counts(block), *_signs(block, title)) for block in blocks], np.float32)
+    copy, length, links, words, commas, stops, lines, depth, shallowest = table[:, :9].T
+    order = np.arange(len(blocks), dtype=np.float32)
+    up = np.concatenate([[np.float32(0)], depth[:-1] - shallowest[1:]])
+    before = np.cumsum(length)
+    total = before[-1]
     own = [
         np.log1p(length),
         links / length,
@@ -59,39 +31,76 @@ def numbers(blocks: list[Block], containers: list[Container], title: str) -> np.
         np.log1p(stops),
         (commas + stops) / words,
         length / words / 8,
-        np.log1p(raw[:, 10]),
-        np.log(raw[:, 11]),
-        np.log1p(raw[:, 16]),
-        np.log1p(raw[:, 17]),
+        np.log1p(lines),
+        np.log(copy),
+        np.log1p(depth),
+        np.log1p(depth - shallowest),
         np.log1p(np.maximum(up, 0)),
-        total / total[-1],
-        count / len(blocks),
-        np.log1p(count),
-        np.log1p(len(blocks) - count),
-        np.full_like(count, np.log(total[-1])),
-        np.full_like(count, links.sum() / total[-1]),
+        before / total,
+        order / len(blocks),
+        np.log1p(order),
+        np.log1p(len(blocks) - order),
+        np.full_like(order, np.log(total)),
+        np.full_like(order, links.sum() / total),
     ]
-    return np.concatenate([np.stack(own, 1), raw[:, 5:10], raw[:, 12:16], around], 1).clip(-4, 16)
+    around = surroundings(blocks, containers, length, links)
+    return np.concatenate([np.stack(own, 1), table[:, 9:], around], 1).clip(-4, 16)
+
+
+def _counts(block: Block) -> tuple[int, ...]:
+    text = block.text
+    commas, stops = text.count(","), text.count(". ")
+    if not text.isascii():
+        commas += text.count("，") + text.count("、")
+        stops += text.count("。")
+    length, words, lines = len(text), text.count(" ") + 1, text.count("\n")
+    return length, min(block.links, length), words, commas, stops, lines, block.depth, block.shallowest
+
+
+def _signs(block: Block, title: str) -> tuple[bool, ...]:
+    text = block.text
+    first, last = text[0], text[-1]
+    return (
+        last in ".!?。！？…।",
+        last == ":",
+        first.islower(),
+        text.isupper(),
+        first.isdigit(),
+        8 < len(text) <= len(title) and text.lower() in title,
+        block.preformatted,
+        block.tag == "img",
+        block.row > 0,
+    )
+
+
+def opening(text: str) -> list[str]:
+    """The first words of a block, in lower case, without marks."""
+    return [word.strip(".,:;!?()[]«»\"'“”|•·") for word in text[:OPENING].lower().split()]
+
+
+def openings(text: str, vocabulary: Mapping[str, int]) -> int:
+    """Bit set of the first words of a block."""
+    bits = 0
+    for word in opening(text):
+        bit = vocabulary.get(word)
+        if bit is not None:
+            bits |= 1 << bit
+    return bits
 
 
 def surroundings(blocks: list[Block], containers: list[Container], length: np.ndarray, links: np.ndarray) -> np.ndarray:
-    """Of LEVELS enclosing elements of each block: text, share of links, blocks, mean length of a block, as logarithms."""
-    chain: dict[int, tuple[int, ...]] = {}
-    for block in blocks:
-        at = block.container
-        if at in chain:
+    """Of LEVELS enclosing elements of each block: log of the text, share of links, log of the blocks, log of the mean
+    length of a block, share of the page's text; [blocks, 5 LEVELS]."""
+    chains: list[tuple[int, ...]] = []
+    for i, container in enumerate(containers):
+        if i == 0:
+            chains.append((0,) * LEVELS)
             continue
-        found: list[int] = []
-        size, level = 1, at
-        while level >= 0 and len(found) < LEVELS:
-            here = containers[level]
-            if here.end - here.start > size:
-                size = here.end - here.start
-                found.append(level)
-            level = here.parent
-        found += [found[-1] if found else 0] * (LEVELS - len(found))
-        chain[at] = tuple(found)
-    levels = np.array([chain[block.container] for block in blocks])
+        above = chains[container.parent]
+        size = container.end - container.start
+        outer = containers[container.parent]
+        chains.append((i, *above[:-1]) if 1 < size < outer.end - outer.start else above)
+    levels = np.array([chains[block.container] for block in blocks])
     start = np.array([container.start for container in containers])
     end = np.array([container.end for container in containers])
     texts = np.concatenate([[0], np.cumsum(length, dtype=np.float64)])
@@ -108,10 +117,3 @@ def surroundings(blocks: list[Block], containers: list[Container], length: np.nd
         1,
     )
     return table[levels].reshape(len(blocks), -1).astype(np.float32)
-
-
-def bits(sets: list[int], size: int) -> np.ndarray:
-    """[blocks, size] of 0 and 1."""
-    width = (size + 7) // 8
-    packed = np.frombuffer(b"".join(value.to_bytes(width, "little") for value in sets), np.uint8).reshape(-1, width)
-    return np.unpackbits(packed, axis=1, bitorder="little")[:, :size]

@@ -4,6 +4,7 @@ import re
 from urllib.parse import unquote_plus
 
 from puna.corpus.extract.entities import unescape
+from puna.corpus.extract.markup import names
 
 MAX_NESTING = 100
 """Deeper formulas come out as their symbols in a row."""
@@ -16,26 +17,25 @@ OPERATORS = {
     "−": "-", "×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "≤": r"\le ", "≥": r"\ge ",
     "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "∞": r"\infty ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ",
     "∂": r"\partial ", "∇": r"\nabla ", "∈": r"\in ", "∉": r"\notin ", "⊂": r"\subset ", "⊆": r"\subseteq ",
-    "∪": r"\cup ", "∩": r"\cap ", "→": r"\to ", "⇒": r"\Rightarrow ", "↔": r"\leftrightarrow ", "⇔": r"\Leftrightarrow ",
+    "∪": r"\cup ", "∩": r"\cap ", "→": r"\to ", "⇒": r"\Rightarrow ", "⇔": r"\Leftrightarrow ",
     "∀": r"\forall ", "∃": r"\exists ", "∅": r"\emptyset ", "…": r"\dots ", "⋯": r"\cdots ", "√": r"\surd ",
     "∣": "|", "′": "'", "{": r"\{", "}": r"\}", "%": r"\%", "#": r"\#", "&": r"\&", "\u2061": "", "\u2062": "",
     "\u2063": "", "\u200b": "",
 }  # fmt: skip
 ACCENTS = {"^": "hat", "ˆ": "hat", "~": "tilde", "˜": "tilde", "¯": "bar", "‾": "overline", "_": "bar", "→": "vec"}
 ACCENTS |= {"⃗": "vec", "˙": "dot", ".": "dot", "¨": "ddot", "⏞": "overbrace", "⏟": "underbrace"}
-GREEK = (
+GREEK = names(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau upsilon"
     " phi chi psi omega"
-).split()
+)
 LETTERS = {chr(0x3B1 + i): rf"\{name} " for i, name in enumerate(GREEK)}
-LETTERS |= {chr(0x391 + i): rf"\{GREEK[i].capitalize()} " for i in (2, 3, 7, 10, 13, 15, 18, 20, 22, 23)}
+LETTERS |= {"Γ": r"\Gamma ", "Δ": r"\Delta ", "Θ": r"\Theta ", "Λ": r"\Lambda ", "Ξ": r"\Xi ", "Π": r"\Pi "}
 LETTERS |= {"Σ": r"\Sigma ", "Φ": r"\Phi ", "Ψ": r"\Psi ", "Ω": r"\Omega ", "Υ": r"\Upsilon ", "ϵ": r"\epsilon "}
 LETTERS |= {"ϕ": r"\phi ", "ℝ": r"\mathbb{R}", "ℕ": r"\mathbb{N}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}"}
 LETTERS |= {"ℂ": r"\mathbb{C}", "ℓ": r"\ell ", "ℏ": r"\hbar "}
 SYMBOLS = OPERATORS | LETTERS
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln exp lim max min sup inf det".split()
-)
+FUNCTIONS = names("sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln exp lim max min sup inf det gcd")
+LEAVES = names("mi mn mo mtext ms")
 
 
 def drawn_formula(attributes: str) -> str:
@@ -92,9 +92,6 @@ def _converted(names: list[str], attributes: list[str], texts: list[str]) -> str
     return re.sub(r"\s+", " ", "".join(done)).strip()
 
 
-LEAVES = frozenset("mi mn mo mtext ms".split())
-
-
 def _element(name: str, attributes: str, parts: list[str]) -> str:
     if name in LEAVES:
         return _leaf(name, "".join(parts))
@@ -131,7 +128,7 @@ def _element(name: str, attributes: str, parts: list[str]) -> str:
 def _base(tex: str) -> str:
     return (
         tex
-        if len(tex) == 1 or re.fullmatch(r"\\?[A-Za-z]+", tex) and (tex[0] == "\\" or len(tex) == 1)
+        if len(tex) == 1 or (re.fullmatch(r"\\?[A-Za-z]+", tex) and (tex[0] == "\\" or len(tex) == 1))
         else f"{{{tex}}}"
     )
 

@@ -5,6 +5,7 @@ from datetime import datetime
 from urllib.parse import urljoin, urlsplit
 
 from puna.corpus.extract.entities import unescape
+from puna.corpus.extract.markup import names
 
 META = re.compile(r"<meta ([^>]*)>")
 ATTRIBUTE = re.compile(r'([a-z:-]+)="([^"]*)"')
@@ -13,11 +14,11 @@ LANGUAGE = re.compile(r'<html[^>]*?\s(?:xml:)?lang="([A-Za-z]{2,3})\b')
 PUBLISHED = re.compile(r'"datePublished"\s*:\s*"([^"]{8,40})"')
 TIME = re.compile(r'<time [^>]*datetime="([^"]{8,40})"')
 DAY = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})")
-DATES = (
+DATES = names(
     "article:published_time datepublished date dc.date dc.date.issued dcterms.created dcterms.date sailthru.date"
     " parsely-pub-date publishdate pubdate publication_date citation_publication_date og:published_time"
     " article:modified_time og:updated_time"
-).split()
+)
 TITLES = ("og:title", "twitter:title", "dc.title", "title")
 
 

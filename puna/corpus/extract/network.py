@@ -14,24 +14,31 @@ from pathlib import Path
 import numpy as np
 
 from puna.corpus.extract.blocks import Block, Container
-from puna.corpus.extract.features import bits, numbers
+from puna.corpus.extract.features import numbers, openings
+
+ROWS = 128
 
 
 @dataclass(frozen=True)
 class Network:
-    """H is the width; the first layer takes [numbers, hints, near hints]."""
+    """H is the width."""
 
     vocabulary: dict[str, int]
+    """Tags and words of attributes, and their bits."""
+    openings: dict[str, int]
+    """Words that blocks begin with, and their bits."""
     layers: dict[str, np.ndarray]
-    """first [inputs, H], first_bias [H], conv [L, 3, H, H], conv_bias [L, H], page [2 H, H], page_bias [H], last [H]
-    and last_bias [1], float32."""
+    """numbers [features, H], hints and near [vocabulary, H], openings [words, H], first_bias [H], conv [L, 3, H, H],
+    conv_bias [L, H], page [2 H, H], page_bias [H], last [H] and last_bias [1]; float32."""
 
     def probabilities(self, blocks: list[Block], containers: list[Container], title: str) -> np.ndarray:
         """Of each block to be main content, [blocks] float32."""
-        size, layer = len(self.vocabulary), self.layers
-        hints, near = bits([block.hints for block in blocks], size), bits([block.near for block in blocks], size)
-        inputs = np.concatenate([numbers(blocks, containers, title), hints, near], 1, dtype=np.float32)
-        state = np.maximum(inputs @ layer["first"] + layer["first_bias"], 0)
+        layer = self.layers
+        state = product(numbers(blocks, containers, title), layer["numbers"]) + layer["first_bias"]
+        state += bag([block.hints for block in blocks], layer["hints"])
+        state += bag([block.near for block in blocks], layer["near"])
+        state += bag([openings(block.text, self.openings) for block in blocks], layer["openings"])
+        state = np.maximum(state, 0)
         depth = len(layer["conv"])
         for i in range(depth):
             state = state + np.maximum(convolve(state, layer["conv"][i], 2**i) + layer["conv_bias"][i], 0)
@@ -41,13 +48,34 @@ class Network:
         return 1 / (1 + np.exp(-np.clip(state @ layer["last"] + layer["last_bias"], -30, 30)))
 
 
+def bag(sets: list[int], weights: np.ndarray) -> np.ndarray:
+    """[sets, H]: for each bit set the sum of its rows of weights [bits, H]. Few sets differ, and few bits are set."""
+    distinct = {value: i for i, value in enumerate(dict.fromkeys(sets))}
+    width = (len(weights) + 7) // 8
+    packed = np.frombuffer(b"".join(value.to_bytes(width, "little") for value in distinct), np.uint8)
+    rows, columns = np.nonzero(np.unpackbits(packed.reshape(-1, width), axis=1, bitorder="little"))
+    sums = np.zeros((len(distinct), weights.shape[1]), np.float32)
+    if len(rows):
+        starts = np.flatnonzero(np.diff(rows, prepend=-1))
+        sums[rows[starts]] = np.add.reduceat(weights[columns], starts)
+    return sums[[distinct[value] for value in sets]]
+
+
 def convolve(state: np.ndarray, weights: np.ndarray, dilation: int) -> np.ndarray:
     """[blocks, H] with the neighbours at -dilation, 0 and +dilation; weights [3, H, H]. Zeros beyond the ends."""
-    out = state @ weights[1]
+    out = product(state, weights[1])
     if len(state) > dilation:
-        out[dilation:] += state[:-dilation] @ weights[0]
-        out[:-dilation] += state[dilation:] @ weights[2]
+        out[dilation:] += product(state[:-dilation], weights[0])
+        out[:-dilation] += product(state[dilation:], weights[2])
     return out
+
+
+def product(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """rows @ weights in pieces so small that no BLAS hands them to threads, which would cost more than they bring and
+    make the last bits of the result depend on their number."""
+    if len(rows) <= ROWS:
+        return rows @ weights
+    return np.concatenate([rows[start : start + ROWS] @ weights for start in range(0, len(rows), ROWS)])
 
 
 @cache
@@ -58,4 +86,5 @@ def load_network() -> Network:
         name: np.frombuffer(base64.b64decode(values), "<f2").astype(np.float32).reshape(saved["shapes"][name])
         for name, values in saved["layers"].items()
     }
-    return Network({word: bit for bit, word in enumerate(saved["vocabulary"])}, layers)
+    vocabulary, openings = ({word: bit for bit, word in enumerate(saved[name])} for name in ("vocabulary", "openings"))
+    return Network(vocabulary, openings, layers)

@@ -9,6 +9,7 @@ from puna.corpus.extract import metadata
 from puna.corpus.extract.blocks import read_blocks
 from puna.corpus.extract.choice import choose
 from puna.corpus.extract.decode import decode
+from puna.corpus.extract.markup import head_and_body
 from puna.corpus.extract.network import load_network
 from puna.corpus.extract.render import render
 
@@ -33,15 +34,15 @@ def extract(html: bytes | str, url: str | None = None, charset: str | None = Non
     of endless depth, and nothing else."""
     if isinstance(html, bytes):
         html = decode(html, charset)
-    if html.lstrip()[:5] == "<?xml":
+    if html[:100].lstrip("\ufeff \t\r\n").startswith("<?xml"):
         html = XML_EMPTY.sub(r"<\1\2></\1>", html)  # to HTML, <script/> is open
     tree = HTMLTree.parse(html)
     clean = str(tree)
-    head, opened, body = clean.partition("<body")
+    head, body = head_and_body(clean)
     network = load_network()
     values = metadata.metas(head)
     title = metadata.find_title(tree.title or "", values)
-    blocks, containers = read_blocks(opened + body, network.vocabulary)
+    blocks, containers = read_blocks(body, network.vocabulary)
     text = ""
     if blocks:
         text = render(choose(blocks, network.probabilities(blocks, containers, title)))

@@ -3,8 +3,9 @@
 import re
 
 from puna.corpus.extract.blocks import Block
+from puna.corpus.extract.markup import names
 
-ITEMS = frozenset("li dt dd tr td th".split())
+ITEMS = names("li dt dd tr td th")
 LONG_CELL = 200
 """Characters; a table with longer cells lays out a page, and its cells are paragraphs."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\xad\u200b\u2028\u2029\ufeff\ufffe\uffff]")
@@ -24,16 +25,20 @@ def render(blocks: list[Block]) -> str:
 
 def separator(before: Block, block: Block) -> str:
     """What stands between two blocks: a tab between the cells of a row, a line or an empty line between others."""
-    if block.row and before.row and not before.preformatted and not block.preformatted:
-        if len(before.text) < LONG_CELL and len(block.text) < LONG_CELL:
-            if before.row != block.row:
-                return "\n" if before.group == block.group else "\n\n"
-            return "\t" if before.cell != block.cell else " "
+    if cell(before) and cell(block):
+        if before.row != block.row:
+            return "\n" if before.group == block.group else "\n\n"
+        return "\t" if before.cell != block.cell else " "
     if before.tag in ITEMS and block.tag in ITEMS:
         return "\n"
     if before.preformatted and block.preformatted and before.row:
         return "\n"
     return "\n\n"
+
+
+def cell(block: Block) -> bool:
+    """Whether it is, or is part of, the cell of a table of data."""
+    return block.row > 0 and not block.preformatted and len(block.text) < LONG_CELL
 
 
 def tidy(text: str) -> str:
