@@ -16,6 +16,7 @@ from puna.corpus.linear import train_fasttext
 from puna.corpus.parts import part_of
 from puna.errors import PunaError
 from puna.recipe import Corpus
+from puna.run import only
 
 SENTENCES = {
     "de": "Der Lehrer erklärt den Kindern, warum der Fluss im Frühling mehr Wasser führt als im Sommer.",
@@ -116,6 +117,8 @@ def test_what_is_not_kept() -> None:
     assert unwanted("en", 0.6, knobs) is None
     assert unwanted("en", 0.4, knobs) == "unsure-language"
     assert unwanted("th", 0.8, knobs) == "unsure-language"
+    seen = only(knobs, ["languages", "min_language_score", "per_language"])  # as the first pass sees them
+    assert unwanted("th", 0.8, seen) == "unsure-language"
 
 
 def test_real_texts_of_eight_languages(shared_data: Callable[[str], Path]) -> None:
