@@ -58,8 +58,16 @@ if __name__ == "__main__":
     def language(document):
         return py3langid.classify(document.text)[0] == "en"
     config = MinhashConfig(hash_config=HashConfig(precision=64), n_grams=5, num_buckets=14, hashes_per_bucket=8)
-    # without its time limit, for which it starts a process for every file
-    steps = [WarcReader(source), Trafilatura(favour_precision=True, timeout=600), LambdaFilter(language),
+    class InProcess(Trafilatura):
+        def run(self, data, rank=0, world_size=1):  # without a process apart to watch the time: to its favour
+            for document in data:
+                try:
+                    document.text = self.extract(document.text)
+                except Exception:
+                    continue
+                if document.text:
+                    yield document
+    steps = [WarcReader(source), InProcess(favour_precision=True), LambdaFilter(language),
              GopherRepetitionFilter(), GopherQualityFilter(), JsonlWriter(f"{folder}/filtered")]
     stages = [
         steps,
