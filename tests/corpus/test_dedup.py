@@ -270,6 +270,7 @@ def test_addresses_of_one_page_have_one_key() -> None:
     assert url_key(" ") is None
 
 
+@settings(deadline=None)
 @given(st.text(), st.text(st.characters(exclude_categories=("C", "Z"))))
 def test_any_text_has_a_key_and_fragments_do_not_count(address: str, fragment: str) -> None:
     assert (url_key(address) is None) == (not address.strip())

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.corpus.minhash import band_keys, jaccard, shingle_sets, signatures_of, text_keys
@@ -40,6 +40,7 @@ def split_words(text: str) -> list[str]:
     return words
 
 
+@settings(deadline=None)  # the first call makes the table of letters
 @given(st.lists(TEXTS, max_size=6))
 def test_words_are_equal_where_their_hashes_are(texts: list[str]) -> None:
     hashes, counts = hash_words_of(texts)
@@ -49,6 +50,7 @@ def test_words_are_equal_where_their_hashes_are(texts: list[str]) -> None:
     assert len(set(zip(flat, hashes.tolist()))) == len(set(flat)) == len(set(hashes.tolist()))
 
 
+@settings(deadline=None)  # the first call makes the table of letters
 @given(st.lists(TEXTS, max_size=6), st.integers(1, 6))
 def test_many_texts_are_as_one_by_one(texts: list[str], n: int) -> None:
     hashes, counts = hash_words_of(texts)
