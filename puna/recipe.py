@@ -357,8 +357,8 @@ class Scaling(Knobs):
     """Parts to anneal on: models of the largest budget, half trained, see what the part adds (section 3.1.3)."""
     probe_share: float = Field(0.3, gt=0, le=1)
     """Share of the probed part; the rest is the default mix (section 3.1.3)."""
-    micro_rows: int = Field(1, ge=1)
-    """Rows that go through the model at once."""
+    micro_tokens: int = Field(8192, ge=1)
+    """Tokens that go through a model at once, at most, but one row at least; the rest is gradient accumulation."""
     max_epochs: float = Field(1.0, gt=0)
     """No document is read more often than this in a run: repetition would bend the law."""
     held_out_tokens: int = Field(1_000_000, ge=1)

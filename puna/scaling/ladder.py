@@ -126,12 +126,12 @@ def make_plan(
     mix, and the learning rate linear to 0."""
     knobs = recipe.scaling
     rows = max(1, round(power_law(knobs.batch_tokens, budget) / knobs.seq_len))
-    rows = max(1, round(rows / knobs.micro_rows)) * knobs.micro_rows
     steps = max(1, round(budget / (flops_per_token(config, knobs.seq_len) * rows * knobs.seq_len)))
+    fitting = max(1, knobs.micro_tokens // knobs.seq_len)
     options = Training(  # pyright: ignore[reportCallIssue]
         seq_len=knobs.seq_len,
         batch_rows=rows,
-        micro_rows=knobs.micro_rows,
+        micro_rows=max(n for n in range(1, rows + 1) if rows % n == 0 and n <= fitting),
         peak_lr=float(f"{power_law(knobs.peak_lr, count_parameters(config)):.3g}"),
         warmup_steps=min(knobs.warmup_steps, round(knobs.warmup_share * steps)),
         schedule="linear" if anneal else "cosine",

@@ -80,7 +80,7 @@ def run_sweep(runs: Sequence[SweepRun], inputs: dict[str, Path], folder: Path, w
         except BrokenProcessPool:
             raise PunaError(
                 "a process of the sweep was killed, for want of memory perhaps; lower scaling.workers or "
-                "scaling.micro_rows, and run again: finished runs are kept"
+                "scaling.micro_tokens, and run again: finished runs are kept"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

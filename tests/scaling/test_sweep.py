@@ -121,6 +121,12 @@ def test_the_papers_sweep_has_the_papers_schedule():
     assert len({run.name for run in runs}) == len(runs)
 
 
+@pytest.mark.parametrize(("fit", "rows"), [(8192, 12), (6 * 32, 6), (5 * 32, 4), (32, 1), (1, 1)])
+def test_a_batch_is_cut_into_equal_micro_batches(fit: int, rows: int):
+    [run, *_] = plan_runs(make_recipe(batch_tokens=[[1, 12 * 32]], micro_tokens=fit), 272, {})
+    assert (run.options.batch_rows, run.options.micro_rows) == (12, rows)
+
+
 def test_sizes_spread_over_the_ratios_that_are_asked_for():
     knobs = Scaling(sizes=7, tokens_per_parameter=(5, 100))  # pyright: ignore[reportCallIssue]
     picked = pick_shapes(knobs, 1e20, 128_256)
@@ -146,6 +152,7 @@ def test_a_runs_name_holds_what_its_result_depends_on():
     assert names(budgets=[2e8, 5e8, 1e9])[4:] == before[2:]
     assert names(seeds=2)[::2] == before
     assert names(checkpoint_seconds=5, workers=2) == before
+    assert names(micro_tokens=32) == before
     for change in ({"final_lr": 0.2}, {"held_out_tokens": 600}, {"max_epochs": 2}, {"peak_lr": [[1, 0.01]]}):
         assert not set(names(**change)) & set(before)
     assert not {run.name for run in plan_runs(make_recipe(), 272, {"shards": "y"})} & set(before)
