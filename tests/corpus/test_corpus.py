@@ -219,6 +219,8 @@ def test_a_quick_run_reads_some_pages_and_always_the_same(mixed: Path, tmp_path:
         assert json.loads((tmp_path / name / "out" / "funnel.json").read_text())["steps"][0]["in"] <= 10
         rows.append(documents(tmp_path / name / "out"))
     assert rows[0] == rows[1] != []
+    make(mixed, tmp_path / "files" / "out", log, max_files=12)
+    assert json.loads((tmp_path / "files" / "out" / "source.json").read_text())["files"] == 12
 
 
 def test_a_source_with_nothing_to_keep_says_why(site, tmp_path: Path, log) -> None:
