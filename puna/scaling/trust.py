@@ -53,8 +53,9 @@ def _stability_warnings(fit: "ScalingFit") -> Iterator[str]:
         outside = not _inside(float(frontier.exponent), chosen.samples.exponent, fit.level)
         if np.isfinite(shift) and abs(shift) > 0.02 and (outside or abs(shift) > SHIFT):
             yield (
-                f"the exponent of tokens hangs on the budget {left_out:.3g}: {float(frontier.exponent):.3f} without "
-                f"it, {float(chosen.frontier.exponent):.3f} with it ({fit.preferred}); run more models there and above"
+                f"the exponent of tokens hangs on the runs at {left_out:.3g} FLOPs: without them it is "
+                f"{float(frontier.exponent):.3f}, with them {float(chosen.frontier.exponent):.3f} ({fit.preferred}); "
+                "run more models there and above"
             )
     failed = float(np.mean(~np.isfinite(chosen.samples.exponent)))
     if failed > 0.05:
@@ -114,7 +115,7 @@ def extrapolation_warnings(fit: "ScalingFit", flops: float) -> Iterator[str]:
     for left_out, frontier in fit[fit.preferred].without.items():
         tokens = float(frontier.tokens(flops))
         if not low <= tokens <= high:
-            yield f"without the budget {left_out:.3g} the recommendation, {tokens:.3g} tokens, leaves its interval"
+            yield f"without the runs at {left_out:.3g} FLOPs {tokens:.3g} tokens are recommended, outside the interval"
 
 
 def _inside(value: float, samples: np.ndarray, level: float) -> bool:

@@ -149,6 +149,9 @@ def test_forecast_mistakes(tmp_path):
         call("forecast", table, "--flops", 1e22)
     with pytest.raises(PunaError, match="choose power or linear"):
         call("forecast", table, "--flops", 1e22, "--law", "cubic")
+    (tmp_path / "billions.csv").write_text("run,params,tokens,bpb,acc\na,7,1e9,1.0,0.5\nb,13,2e9,0.9,0.6\n")
+    with pytest.raises(PunaError, match="plain units"):
+        call("forecast", tmp_path / "billions.csv", "--flops", 1e22)
     (tmp_path / "bare.csv").write_text("run,params,tokens,bpb\na,1e8,1e9,1.0\n")
     with pytest.raises(PunaError, match="no column for accuracy"):
         call("forecast", tmp_path / "bare.csv", "--flops", 1e22)

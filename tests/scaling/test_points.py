@@ -103,6 +103,15 @@ def test_json_lines_gzipped_with_lists(tmp_path):
     assert points.flops.tolist() == [6e17, 6e17, 6e18, 6e18]
 
 
+def test_columns_inside_nested_json(tmp_path):
+    table = tmp_path / "runs.jsonl"
+    rows = [{"params": 1e8 * n, "tokens": 1e9, "results": [{"loss": 9.9}, {"loss": 3.0 + n}]} for n in (1, 2)]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_points(table, Columns(loss="results.1.loss")).loss.tolist() == [4.0, 5.0]
+    with pytest.raises(PunaError, match=r"results\.2\.loss"):
+        read_points(table, Columns(loss="results.2.loss"))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
