@@ -214,7 +214,8 @@ def compare(arguments: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
             folder = Path(name)
             shutil.copy(arguments.archive, folder / "pages.warc.gz")
-            ours = run_puna(folder / "pages.warc.gz", folder, workers=1, languages=["en"])
+            less = {"languages": ["en"], "pii": [], "line_repeats": 0}  # what datatrove does not do here
+            ours = run_puna(folder / "pages.warc.gz", folder, workers=1, **less)
             (folder / "source").mkdir()
             shutil.move(folder / "pages.warc.gz", folder / "source")
             (folder / "peer.py").write_text(DATATROVE)
