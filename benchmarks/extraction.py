@@ -100,7 +100,7 @@ def mean(scores: np.ndarray) -> float:
 
 def contestants() -> dict[str, Callable[[str], str]]:
     from resiliparse.extract.html2text import extract_plain_text
-    from trafilatura import extract as trafilatura
+    from trafilatura import extract as trafilatura  # pyright: ignore[reportMissingImports]
 
     from puna.corpus.extract import extract
 

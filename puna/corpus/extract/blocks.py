@@ -72,6 +72,13 @@ class _Element:
     in_link: bool = False
     preformatted: bool = False
 
+    def inline(self, hints: int, preformatted: bool, link: bool) -> "_Element":
+        """This, for the text inside an inline element."""
+        return _Element(
+            self.tag, self.hints | hints, self.near | hints, self.own, self.container, self.row, self.cell, self.group,
+            self.in_link or link, self.preformatted or preformatted,
+        )  # fmt: skip
+
 
 def read_blocks(html: str, vocabulary: Mapping[str, int]) -> tuple[list[Block], list[Container]]:
     """Blocks in the order of the page. `html` is a body from markup.head_and_body; `vocabulary` says which bit of the
@@ -99,22 +106,34 @@ class _Reader:
         self.tex = ""  # the last formula, while nothing follows it
 
     def read(self) -> tuple[list[Block], list[Container]]:
-        names, attributes, texts, opened = self.names, self.attributes, self.texts, self.opened
+        names, attributes, texts = self.names, self.attributes, self.texts
+        stack, opened, known = self.open, self.opened, self.markup.tags
         self.add(texts[0])
         position, count = 0, len(names)
         while position < count:
             name = names[position]
             if name[0] == "/":
                 if opened[-1] == name[1:] or self.recover(name[1:]):
-                    self.close()
+                    if opened[-1] in INLINE:
+                        opened.pop()
+                        stack.pop()
+                    else:
+                        self.close()
             elif name in VOID:
                 self.void(name, attributes[position])
             else:
-                hints, skipped, preformatted = self.markup.traits(name, attributes[position])
+                tag = name + attributes[position]
+                hints, skipped, preformatted = known.get(tag) or self.markup.traits(name, attributes[position])
                 if skipped:
                     end = self.end_of(position)
                     self.formula(position, end)
                     position = end
+                elif name in INLINE:
+                    opened.append(name)
+                    here = stack[-1]
+                    stack.append(
+                        here.inline(hints, preformatted, name == "a") if hints or preformatted or name == "a" else here
+                    )
                 else:
                     self.enter(name, hints, preformatted)
             position += 1
@@ -128,17 +147,9 @@ class _Reader:
         return self.blocks, self.containers
 
     def enter(self, name: str, hints: int, preformatted: bool) -> None:
-        """Open an element."""
+        """Open a block-level element."""
         here = self.open[-1]
         self.opened.append(name)
-        if name in INLINE:
-            if hints or preformatted or name == "a":
-                here = _Element(
-                    here.tag, here.hints | hints, here.near | hints, here.own, here.container, here.row, here.cell,
-                    here.group, here.in_link or name == "a", here.preformatted or preformatted,
-                )  # fmt: skip
-            self.open.append(here)
-            return
         self.end_line(here)
         if len(self.open) > MAX_DEPTH:
             raise UnusablePageError(f"more than {MAX_DEPTH:,} elements in each other")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-TAG = re.compile(r'<(/?[a-z][^\s/>]*+)((?:[^>"]++|"[^"]*+")*+)>')
+TAG = re.compile(r'<(/?[a-z][^\s/>]*+)([^>"]*+(?:"[^"]*+"[^>"]*+)*+)>')
 ATTRIBUTES = re.compile(r' (class|id|role|itemprop|style|hidden|aria-hidden)(?:="([^"]*)")?(?= |$)')
 DROPPED = re.compile(r'<(!--|script|style)(?=[ >]|(?<=-))(?! type="math/)')
 DROPPED_END = {"!--": "-->", "script": "</script>", "style": "</style>"}
