@@ -22,13 +22,11 @@ UPDATES = 25_000
 VOCABULARY_SAMPLE = 1000
 
 # With one thread, which alone is deterministic, fastText draws the first tenth of its vectors, the commonest words, and
-# leaves the others as it finds the memory. Only in pages fresh from the system is that zero: hence a process of its
-# own, whose allocator takes every array from there. (Vectors that begin at zero learn as soon as some others have.)
+# leaves the others as it finds the memory. So it runs in a process of its own, where malloc fills with zeros (glibc:
+# with the complement of `perturb`). Vectors that begin at zero learn as soon as some others have.
 TRAINER = "import json, sys, fasttext; out, options = json.loads(sys.argv[1]); "
 TRAINER += "fasttext.train_supervised(**options).save_model(out)"
-TRAINER_ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | {
-    "MALLOC_MMAP_THRESHOLD_": "4096"
-}
+TRAINER_ENVIRONMENT = os.environ | {"MALLOC_PERTURB_": "255", "GLIBC_TUNABLES": "glibc.malloc.perturb=255"}
 
 
 class FastText:
