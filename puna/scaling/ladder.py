@@ -172,7 +172,7 @@ def pick_shapes(knobs: Scaling, budget: float, vocab_size: int) -> list[LlamaCon
     for target in targets:
         larger = [config for config in ratios if not picked or ratios[config] < ratios[picked[-1]]]
         nearest = min(larger, key=lambda config: abs(math.log(ratios[config] / target)))
-        if abs(math.log(ratios[nearest] / target)) > math.log(2):
+        if abs(math.log(ratios[nearest] / target)) > math.log(3):
             raise PunaError(
                 f"scaling.budgets: at {budget:g} FLOPs and a vocabulary of {vocab_size:,} no other model has about "
                 f"{target:.3g} tokens a parameter (the next has {ratios[nearest]:.3g}); raise the budget, lower "
@@ -189,16 +189,23 @@ def shapes(vocab_size: int, seq_len: int) -> tuple[LlamaConfig, ...]:
 
 
 def _dims() -> Iterator[int]:
+    """Whole heads, in steps of an eighth of the power of two below or more."""
     dim = 8
     while dim <= LARGEST_DIM:
         yield dim
-        dim += 4 if dim < 32 else max(8, 2 ** (dim.bit_length() - 4))  # an eighth of the power of two below
+        dim += 4 if dim < 32 else max(_head_dim(dim), 2 ** (dim.bit_length() - 4))
+
+
+def _head_dim(dim: int) -> int:
+    """The same for neighbours on the ladder: heads of 8 instead of 16 cost a model of 300,000 parameters 0.1 nats."""
+    if dim < 32:
+        return dim if dim < 16 else dim // 2
+    return next(size for size, least in ((128, 2048), (64, 512), (32, 128), (16, 32)) if dim >= least)
 
 
 def _shape(dim: int, vocab_size: int, seq_len: int) -> LlamaConfig:
-    # heads of about 3 sqrt(dim), 128 at most; layers and FFN grow as in the presets
-    head_dim = max(size for size in (2, 4, 8, 16, 32, 64, 128) if dim % size == 0 and size <= 3 * math.sqrt(dim))
-    heads = dim // head_dim
+    """Layers, FFN and heads grow with the dimension as they do in the presets."""
+    heads = dim // _head_dim(dim)
     kv_heads = max(n for n in range(1, min(8, max(1, heads // 2)) + 1) if heads % n == 0)
     return LlamaConfig(
         vocab_size,
