@@ -127,14 +127,11 @@ class Checker:
         words, counts = hash_words_of(lines)
         found, numbers = self.index.find(hash_ngrams(words, n))
         line_of_word = np.repeat(np.arange(len(lines)), counts)
-        starts = []
-        for start, number in zip(np.flatnonzero(found), numbers):
-            of = np.searchsorted(self.index.examples, self.index.places_of(np.array([number])), "right") - 1
-            if np.isin(of, held).any():
-                starts.append(start)
         dropped: set[int] = set()
-        for start in starts:
-            dropped.update(range(line_of_word[start], line_of_word[start + n - 1] + 1))
+        for start, number in zip(np.flatnonzero(found), numbers):
+            owners = np.searchsorted(self.index.examples, self.index.places_of(np.array([number])), "right") - 1
+            if np.isin(owners, held).any():
+                dropped.update(range(line_of_word[start], line_of_word[start + n - 1] + 1))
         return "\n".join(line for number, line in enumerate(lines) if number not in dropped)
 
 
