@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from puna.corpus.extract import network
 from puna.corpus.extract.blocks import Block, Container, read_blocks
 from puna.corpus.extract.features import numbers, opening
-from puna.corpus.extract.markup import WORD, head_and_body
+from puna.corpus.extract.markup import WORD, Markup, head_and_body
 
 TAGS = (
     "nav footer header aside article main section ul ol li dl dt dd p h1 h2 h3 h4 h5 h6 table tr td th form pre code"
@@ -144,9 +144,9 @@ def examples(folder: Path) -> tuple[list[Example], list[str]]:
     vocabulary = {word: i for i, word in enumerate([f"<{tag}" for tag in TAGS.split()] + ["hidden"])}
     for word in words:
         vocabulary.setdefault(word, len(vocabulary))
-    found = []
+    found, markup = [], Markup(vocabulary)
     for (sample, segments), tree, body in zip(pages, trees, bodies):
-        blocks, containers = read_blocks(body, vocabulary)
+        blocks, containers = read_blocks(body, markup)
         if blocks:
             texts = [block.text for block in blocks]
             labels, count = label(texts, sample.gold) if segments is None else label_segments(texts, segments)
@@ -276,14 +276,15 @@ def save(net: Net, mean: Tensor, scale: Tensor, vocabulary: list[str], openings:
     weight, bias = net.first.weight.detach().clone(), net.first.bias.detach().clone()
     bias -= (weight[:, :features] * (mean / scale)).sum(1)
     weight[:, :features] /= scale
+    convolutions = [conv for conv in net.conv if isinstance(conv, nn.Conv1d)]
     layers = {
         "numbers": weight[:, :features].T,
         "hints": weight[:, features : features + size].T,
         "near": weight[:, features + size : features + 2 * size].T,
         "openings": weight[:, features + 2 * size :].T,
         "first_bias": bias,
-        "conv": torch.stack([conv.weight.permute(2, 1, 0) for conv in net.conv]),
-        "conv_bias": torch.stack([conv.bias for conv in net.conv]),
+        "conv": torch.stack([conv.weight.permute(2, 1, 0) for conv in convolutions]),
+        "conv_bias": torch.stack([conv.bias for conv in convolutions if conv.bias is not None]),
         "page": net.page.weight.T,
         "page_bias": net.page.bias,
         "last": net.last.weight[0],

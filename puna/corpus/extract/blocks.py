@@ -5,12 +5,11 @@ lower case and quoted, so that one pass over its tags with a stack of open eleme
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from puna.corpus.extract.entities import unescape
 from puna.corpus.extract.formulas import drawn_formula, mathml_to_tex
-from puna.corpus.extract.markup import INLINE, TAG, VOID, Markup
+from puna.corpus.extract.markup import ALWAYS, BESIDE_TEX, INLINE, TAG, VOID, Markup
 
 MAX_DEPTH = 2000
 """Browsers stop at 512 open elements."""
@@ -80,16 +79,17 @@ class _Element:
         )  # fmt: skip
 
 
-def read_blocks(html: str, vocabulary: Mapping[str, int]) -> tuple[list[Block], list[Container]]:
-    """Blocks in the order of the page. `html` is a body from markup.head_and_body; `vocabulary` says which bit of the
-    hints stands for a tag ("<nav") or a word of a class, id, role or itemprop ("comment"); others are not noted.
-    Raises UnusablePageError for endless depth."""
-    return _Reader(html, vocabulary).read()
+def read_blocks(html: str, markup: Markup) -> tuple[list[Block], list[Container]]:
+    """Blocks in the order of the page; `html` is a body from markup.head_and_body. Raises UnusablePageError for
+    endless depth."""
+    markup.forget()
+    return _Reader(html, markup).read()
 
 
 class _Reader:
-    def __init__(self, html: str, vocabulary: Mapping[str, int]) -> None:
-        self.markup = Markup(vocabulary, tex_scripts='type="math/tex' in html)
+    def __init__(self, html: str, markup: Markup) -> None:
+        self.markup = markup
+        self.least_skipped = BESIDE_TEX if 'type="math/tex' in html else ALWAYS
         pieces = TAG.split(html)
         self.texts, self.names, self.attributes = pieces[0::3], pieces[1::3], pieces[2::3]
         self.blocks: list[Block] = []
@@ -124,7 +124,7 @@ class _Reader:
             else:
                 tag = name + attributes[position]
                 hints, skipped, preformatted = known.get(tag) or self.markup.traits(name, attributes[position])
-                if skipped:
+                if skipped >= self.least_skipped:
                     end = self.end_of(position)
                     self.formula(position, end)
                     position = end

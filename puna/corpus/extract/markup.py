@@ -43,40 +43,49 @@ class Traits(NamedTuple):
 
     hints: int
     """Bit set over the vocabulary."""
-    skipped: bool
+    skipped: int
+    """ALWAYS, BESIDE_TEX or 0."""
     preformatted: bool
     """Blanks and lines count."""
 
 
-class Markup:
-    """Traits by the text of a tag, remembered for one page."""
+ALWAYS, BESIDE_TEX = 2, 1
+REMEMBERED = 50_000
+"""Tags and values: real sites share the class names of their frameworks."""
 
-    def __init__(self, vocabulary: Mapping[str, int], tex_scripts: bool) -> None:
+
+class Markup:
+    """Traits by the text of a tag. `vocabulary` says which bit of the hints stands for a tag ("<nav") or a word of a
+    class, id, role or itemprop ("comment"); others are not noted."""
+
+    def __init__(self, vocabulary: Mapping[str, int]) -> None:
         self.bits = {word: 1 << bit for word, bit in vocabulary.items()}
         self.hidden = self.bits.get("hidden", 0)
-        self.skipped_classes = frozenset(SKIPPED_CLASSES | MATHJAX_CLASSES if tex_scripts else SKIPPED_CLASSES)
         self.tags: dict[str, Traits] = {}
         self.values: dict[str, Traits] = {}
 
+    def forget(self) -> None:
+        """Keep the memory bounded; to be called between pages."""
+        for memory in (self.tags, self.values):
+            if len(memory) > REMEMBERED:
+                memory.clear()
+
     def traits(self, name: str, attributes: str) -> Traits:
         """Of a tag; `attributes` as the parser writes them."""
-        key = name + attributes
-        found = self.tags.get(key)
-        if found is None:
-            hints, skipped, preformatted = self.bits.get("<" + name, 0), name in SKIPPED, name == "pre"
-            if attributes and not skipped:
-                for attribute, value in ATTRIBUTES.findall(attributes):
-                    if attribute == "style":
-                        preformatted = preformatted or bool(PREFORMATTED.search(value))
-                        hints |= self.hidden if HIDDEN.search(value) else 0
-                    elif attribute == "hidden" or attribute == "aria-hidden":
-                        hints |= self.hidden if value != "false" else 0
-                    else:
-                        told = self.values.get(value) or self.told(value)
-                        hints |= told.hints
-                        skipped = skipped or told.skipped
-                        preformatted = preformatted or told.preformatted
-            self.tags[key] = found = Traits(hints, skipped, preformatted)
+        hints, skipped, preformatted = self.bits.get("<" + name, 0), ALWAYS * (name in SKIPPED), name == "pre"
+        if attributes and not skipped:
+            for attribute, value in ATTRIBUTES.findall(attributes):
+                if attribute == "style":
+                    preformatted = preformatted or bool(PREFORMATTED.search(value))
+                    hints |= self.hidden if HIDDEN.search(value) else 0
+                elif attribute == "hidden" or attribute == "aria-hidden":
+                    hints |= self.hidden if value != "false" else 0
+                else:
+                    told = self.values.get(value) or self.told(value)
+                    hints |= told.hints
+                    skipped = max(skipped, told.skipped)
+                    preformatted = preformatted or told.preformatted
+        self.tags[name + attributes] = found = Traits(hints, skipped, preformatted)
         return found
 
     def told(self, value: str) -> Traits:
@@ -85,11 +94,13 @@ class Markup:
         for word in WORD.findall(value):
             hints |= self.bits.get(word.lower(), 0)
         classes = value.split()
-        self.values[value] = found = Traits(
-            hints,
-            not self.skipped_classes.isdisjoint(classes),
-            not PREFORMATTED_CLASSES.keys().isdisjoint(classes),
-        )
+        skipped = 0
+        if not SKIPPED_CLASSES.keys().isdisjoint(classes):
+            skipped = ALWAYS
+        elif not MATHJAX_CLASSES.keys().isdisjoint(classes):
+            skipped = BESIDE_TEX
+        preformatted = not PREFORMATTED_CLASSES.keys().isdisjoint(classes)
+        self.values[value] = found = Traits(hints, skipped, preformatted)
         return found
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from puna.corpus.extract.blocks import Block, Container
 from puna.corpus.extract.features import numbers, openings
+from puna.corpus.extract.markup import Markup
 
 ROWS = 128
 
@@ -23,8 +24,8 @@ ROWS = 128
 class Network:
     """H is the width."""
 
-    vocabulary: dict[str, int]
-    """Tags and words of attributes, and their bits."""
+    markup: Markup
+    """Knows the tags and words of attributes, and their bits."""
     openings: dict[str, int]
     """Words that blocks begin with, and their bits."""
     layers: dict[str, np.ndarray]
@@ -87,4 +88,4 @@ def load_network() -> Network:
         for name, values in saved["layers"].items()
     }
     vocabulary, openings = ({word: bit for bit, word in enumerate(saved[name])} for name in ("vocabulary", "openings"))
-    return Network(vocabulary, openings, layers)
+    return Network(Markup(vocabulary), openings, layers)

@@ -42,7 +42,7 @@ def extract(html: bytes | str, url: str | None = None, charset: str | None = Non
     network = load_network()
     values = metadata.metas(head)
     title = metadata.find_title(tree.title or "", values)
-    blocks, containers = read_blocks(body, network.vocabulary)
+    blocks, containers = read_blocks(body, network.markup)
     text = ""
     if blocks:
         text = render(choose(blocks, network.probabilities(blocks, containers, title)))
