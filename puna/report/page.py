@@ -119,6 +119,8 @@ def source(run: Run) -> dict[str, Any] | None:
     if run.manifest("corpus") is None:
         return None
     about = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(about["source"], dict):
+        about["source"] = ", ".join(f"{name}: {place}" for name, place in about["source"].items())
     for package in about.setdefault("packages", []):
         package["licence"] = licence(path.parent, package.get("licence", ""))
     return about

@@ -30,12 +30,19 @@ CHANCE = {"chat.title": 0.25}
 """Share that guessing gets right."""
 STEPS = {
     "read": "what could not be read",
+    "block": "addresses on block lists",
     "extract": "pages without text",
     "language": "languages that were not asked for",
-    "filter": "quality rules",
     "url": "older versions of an address",
     "exact": "equal texts",
     "near": "nearly equal texts (MinHash)",
+    "lines": "nothing but lines that are everywhere",
+    "filter": "quality rules",
+    "safety": "unsafe pages",
+    "pii": "too much personal data",
+    "quality": "classifiers of quality",
+    "decontaminate": "examples of evaluation sets",
+    "topic": "topics with more than their share",
 }
 EXAMPLES = 3
 """Dropped documents shown for each reason."""
@@ -64,6 +71,7 @@ def funnel(run: Run) -> dict[str, Any] | None:
         "kept": kept,
         "reasons": reasons,
         "steps": STEPS,
+        "account": (run.folder / "corpus" / "account.html").is_file(),
         "tables": [("Part", counts["parts"]), ("Language", counts["languages"])],
     }
 

@@ -324,6 +324,22 @@ def test_samples_are_right_and_wrong_ones_of_each_model(whole: Run):
         assert all([s["right"] for s in m["samples"]] == [True, True, False, False] for m in task["models"])
 
 
+def test_several_sources_are_named_and_the_account_is_linked_where_there_is_one(whole: Run):
+    about = {"kind": "files", "source": {"web": "/data/crawl", "books": "/data/books.jsonl"}, "files": 3}
+    path = whole.folder / "corpus" / "source.json"
+    before = path.read_text()
+    assert "account.html" not in render(whole)
+    (whole.folder / "corpus" / "account.html").touch()
+    path.write_text(json.dumps(about).ljust(len(before)))  # of equal size: the artifact stays whole
+    try:
+        page = render(whole)
+    finally:
+        path.write_text(before)
+        (whole.folder / "corpus" / "account.html").unlink()
+    assert "web: /data/crawl, books: /data/books.jsonl" in page
+    assert 'href="../corpus/account.html"' in page
+
+
 def test_changes_are_the_knobs_that_differ():
     recipe = parse_recipe(KNOBS | {"seed": 3}, "test")
     found = {knob: (value, default) for knob, value, default in changes(recipe)}
