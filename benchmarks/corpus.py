@@ -33,12 +33,14 @@ ARCHIVE_PAGES = 500
 CORPUS = """
 import json, sys
 from pathlib import Path
+from puna.corpus import corpus
 from puna.log import Log
 from puna.recipe import parse_recipe
-from puna.run import Run
 if __name__ == "__main__":
-    folder, corpus = sys.argv[1:]
-    Run(parse_recipe({"name": "benchmark", "corpus": json.loads(corpus)}, "here"), Path(folder)).run(["corpus"])
+    folder, knobs = Path(sys.argv[1]), json.loads(sys.argv[2])
+    (folder / "corpus").mkdir(parents=True)
+    recipe = parse_recipe({"name": "benchmark", "corpus": knobs}, "here")
+    corpus.run(recipe, {}, folder / "corpus", Log(folder / "log", "corpus"))
 """
 # What the two have in common: read, extract, tell the language, Gopher's rules, near-duplicates. puna does more beside.
 DATATROVE = """
@@ -179,8 +181,8 @@ def environment() -> dict[str, str]:
 def run_puna(source: Path, folder: Path, **knobs: Any) -> dict[str, float]:
     script = folder / "run_puna.py"
     script.write_text(CORPUS)
-    corpus = {"source": str(source), **knobs}
-    return measure([sys.executable, str(script), str(folder / "run"), json.dumps(corpus)])
+    knobs = {"source": str(source), **knobs}
+    return measure([sys.executable, str(script), str(folder / "run"), json.dumps(knobs)])
 
 
 def kept_of(run: Path) -> tuple[int, int]:
