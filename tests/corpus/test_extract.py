@@ -73,6 +73,52 @@ def test_no_marks_are_added() -> None:
     assert [line.strip() for line in text.splitlines() if line.strip()] == [one, "Head", two, three, four]
 
 
+HEAD = """<!doctype html><html lang="pt-BR"><head><title> A  title
+</title><link rel="canonical" href="/a?x=1&amp;y=2"><script type="application/ld+json">
+{"@type": "NewsArticle", "articleBody": "<body><p>not this</p>", "datePublished": "2019-11-18T17:36:00Z"}</script>
+<meta property="article:modified_time" content="2024-01-01"></head>"""
+
+
+def test_what_the_head_says() -> None:
+    found = extract(f"{HEAD}<body><main><p>{prose(1)}</p><p>{prose(2)}</p></main></body></html>", "https://e.org/b")
+    assert (found.title, found.date, found.language) == ("A title", "2019-11-18", "pt")
+    assert found.url == "https://e.org/a?x=1&y=2"
+    assert found.text == f"{prose(1)}\n\n{prose(2)}"
+
+
+def test_without_a_head() -> None:
+    found = extract(f"<p>{prose(1)}</p>".encode(), "https://e.org/b", charset="utf-8")
+    assert (found.title, found.date, found.language, found.url) == ("", None, None, "https://e.org/b")
+    assert found.text == prose(1)
+
+
+@pytest.mark.parametrize(
+    "date", ["2024-13-45", "yesterday", "", "0000-00-00"], ids=["no month", "word", "empty", "no year"]
+)
+def test_a_date_that_is_none(date: str) -> None:
+    assert extract(f"<head><meta name='date' content='{date}'></head><p>{prose(1)}").date is None
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        """<p class="a"">{}</p><div>""",
+        """<a href="x" title="5" wide">y</a><p>{}</p>""",
+        "<p>{}<p><b><i></b></i><table><p></table></div></span></body></html>",
+        "<svg><svg></svg><p>out</p></svg><p>{}</p>",
+        '<p title="a > b">{}</p>',
+    ],
+)
+def test_broken_markup_loses_no_text(broken: str) -> None:
+    assert prose(5) in extract(f"<main><p>{prose(1)}</p>{broken.format(prose(5))}<p>{prose(2)}</p></main>").text
+
+
+def test_what_a_page_writes_twice_is_kept_once() -> None:
+    one = f"<div class='desktop'><p>{prose(1)}</p></div>"
+    text = extract(f"<main>{one}<p>{prose(2)}</p>{one.replace('desktop', 'mobile')}<p>{prose(3)}</p></main>").text
+    assert text.count(prose(1)) == 1
+
+
 def test_xhtml_with_empty_scripts() -> None:
     html = f'<?xml version="1.0"?><html><head><title/><script src="a.js"/></head><body><p>{prose(1)}</p></body></html>'
     assert prose(1) in extract(html).text
@@ -84,6 +130,11 @@ def test_a_page_of_endless_depth_is_refused_at_once() -> None:
     sentences = [prose(i, 2) for i in range(MAX_DEPTH)]
     found = extract("".join(f"<div><p>{sentence}</p></div>" for sentence in sentences))
     assert sum(sentence in found.text for sentence in sentences) > MAX_DEPTH / 2, "a broad page is no deep one"
+
+
+def test_markup_that_multiplies_is_refused_at_once() -> None:
+    with pytest.raises(UnusablePageError, match="50,000 <font> are never closed"):
+        extract("".join(f"<p><font size='{i}'>text" for i in range(50_000)))
 
 
 def test_tidy() -> None:

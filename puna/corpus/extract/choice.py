@@ -27,6 +27,7 @@ def choose(blocks: list[Block], probabilities: np.ndarray) -> list[Block]:
     if sum(len(blocks[i].text) for i in text) < SHORT_PAGE:
         threshold = min(threshold, 0.6 * float(probabilities[text].max()))
     kept = [bool(probabilities[i] > threshold) for i in text]
+    keep_code([blocks[i] for i in text], kept)
     keep_groups([blocks[i] for i in text], probabilities[text], kept)
     chosen = {i for i, keep in zip(text, kept) if keep}
     if len(text) < len(blocks):
@@ -45,6 +46,13 @@ def without_copies(blocks: list[Block]) -> list[Block]:
             seen.add(block.text)
         kept.append(block)
     return kept
+
+
+def keep_code(blocks: list[Block], kept: list[bool]) -> None:
+    """Keep all code after the first block that is kept: it is hardly ever about something else."""
+    if True in kept:
+        for i in range(kept.index(True), len(kept)):
+            kept[i] = kept[i] or blocks[i].preformatted
 
 
 def keep_groups(blocks: list[Block], probabilities: np.ndarray, kept: list[bool]) -> None:

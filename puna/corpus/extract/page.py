@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from resiliparse.parse.html import HTMLTree
 
 from puna.corpus.extract import metadata
-from puna.corpus.extract.blocks import read_blocks
+from puna.corpus.extract.blocks import UnusablePageError, read_blocks
 from puna.corpus.extract.choice import choose
 from puna.corpus.extract.decode import decode
-from puna.corpus.extract.markup import head_and_body
+from puna.corpus.extract.markup import head_and_body, names
 from puna.corpus.extract.network import load_network
 from puna.corpus.extract.render import render
 
 XML_EMPTY = re.compile(r"<(script|style|title|textarea|iframe|a|div|span)\b([^<>]*)/>", re.IGNORECASE)
+
+
+FORMATTING = names("b big code em font i s small strike strong tt u")
+MAX_UNCLOSED = 1000
+"""By the rules of HTML each of these that is not closed is opened again in every later paragraph: a square in time."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,13 @@ class Page:
 
 def extract(html: bytes | str, url: str | None = None, charset: str | None = None) -> Page:
     """Main text and what the head says. `charset` is the HTTP header's, for bytes. Raises UnusablePageError for a page
-    of endless depth, and nothing else."""
+    of endless depth or with endless markup, and nothing else."""
     if isinstance(html, bytes):
         html = decode(html, charset)
     if html[:100].lstrip("\ufeff \t\r\n").startswith("<?xml"):
         html = XML_EMPTY.sub(r"<\1\2></\1>", html)  # to HTML, <script/> is open
+    if html.count("<") > 4 * MAX_UNCLOSED:
+        refuse_unclosed(html.lower())
     tree = HTMLTree.parse(html)
     clean = str(tree)
     head, body = head_and_body(clean)
@@ -53,3 +60,11 @@ def extract(html: bytes | str, url: str | None = None, charset: str | None = Non
         metadata.find_language(clean, values),
         metadata.find_address(head, values, url),
     )
+
+
+def refuse_unclosed(html: str) -> None:
+    """Raise UnusablePageError where the parser would write a page many times as long."""
+    for name in FORMATTING:
+        count = html.count(f"<{name}>") + html.count(f"<{name} ") - html.count(f"</{name}>")
+        if count > MAX_UNCLOSED:
+            raise UnusablePageError(f"{count:,} <{name}> are never closed")
