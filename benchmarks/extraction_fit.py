@@ -305,7 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with the development pages")
     parser.add_argument("--out", type=Path, default=Path(network.__file__).with_name("weights.json"))
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=18)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pages, words = examples(arguments.folder)
