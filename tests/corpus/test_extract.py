@@ -86,6 +86,10 @@ def test_what_the_head_says() -> None:
     assert found.text == f"{prose(1)}\n\n{prose(2)}"
 
 
+def test_half_a_character_does_no_harm() -> None:
+    assert extract(f"<p>{prose(1)} \ud800").text == f"{prose(1)} ?"
+
+
 def test_without_a_head() -> None:
     found = extract(f"<p>{prose(1)}</p>".encode(), "https://e.org/b", charset="utf-8")
     assert (found.title, found.date, found.language, found.url) == ("", None, None, "https://e.org/b")

@@ -14,8 +14,6 @@ from puna.corpus.extract.network import load_network
 from puna.corpus.extract.render import render
 
 XML_EMPTY = re.compile(r"<(script|style|title|textarea|iframe|a|div|span)\b([^<>]*)/>", re.IGNORECASE)
-
-
 FORMATTING = names("b big code em font i s small strike strong tt u")
 MAX_UNCLOSED = 1000
 """By the rules of HTML each of these that is not closed is opened again in every later paragraph: a square in time."""
@@ -39,6 +37,8 @@ def extract(html: bytes | str, url: str | None = None, charset: str | None = Non
     of endless depth or with endless markup, and nothing else."""
     if isinstance(html, bytes):
         html = decode(html, charset)
+    else:
+        html = html.encode("utf-8", "replace").decode()  # half a character, as JSON may hold, becomes "?"
     if html[:100].lstrip("\ufeff \t\r\n").startswith("<?xml"):
         html = XML_EMPTY.sub(r"<\1\2></\1>", html)  # to HTML, <script/> is open
     if html.count("<") > 4 * MAX_UNCLOSED:
