@@ -39,9 +39,7 @@ class SharedVectors:
         self.part = slice(rank * length // size, (rank + 1) * length // size)
         path = place(neighbours.folder, 4 * length * size)
         if rank == 0:
-            with path.open(
-                "wb"
-            ) as file:  # written, not only sized: a full disk must fail here, not at a store
+            with path.open("wb") as file:  # written, not only sized: a full disk must fail here, not at a store
                 for _ in range(size):
                     file.write(bytes(4 * length))
         dist.barrier()
