@@ -90,7 +90,7 @@ def run_jobs(engine: Engine, jobs: Sequence[Job], log: Log, title: str) -> None:
             poison = find_poison(engine, dead)
             if dead := _attempt(engine, {job: Rows(poison=poison[job]) for job in dead}, bar):
                 raise PunaError(
-                    f"{title}: the worker dies at {dead[0].target}, though no single page of it is to blame; give it "
+                    f"{title}: the worker dies at {dead[0].spec}, though no single page of it is to blame; give it "
                     "more memory: a smaller corpus.workers, or a larger corpus.worker_memory_gb. Finished shards are "
                     "kept, so run again"
                 )
@@ -120,7 +120,7 @@ def find_poison(engine: Engine, jobs: Sequence[Job]) -> dict[Job, frozenset[int]
     ranges: list[tuple[Job, int, int]] = []
     for job, count in zip(jobs, _in_order(engine, [(_count, (job,)) for job in jobs])):
         if isinstance(count, Died):
-            raise PunaError(f"reading {job.spec} kills its worker; move that file away and run again")
+            raise PunaError(f"reading {job.spec} kills the worker; move that away and run again")
         ranges += _halves(job, 0, count)
     while ranges:
         outcomes = _in_order(engine, [(_probe, (job, Rows(first, end))) for job, first, end in ranges])

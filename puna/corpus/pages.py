@@ -40,6 +40,10 @@ class PageShard:
     """Pages to read at most."""
     knobs: Corpus
 
+    def __str__(self) -> str:
+        more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+        return f"{self.files[0].path}{more}"
+
 
 @dataclass
 class Tools:

@@ -51,6 +51,9 @@ class TextShard:
     evaluation: Path | None = None
     """Folder of the index of evaluation examples."""
 
+    def __str__(self) -> str:
+        return str(self.pages)
+
 
 def count_texts(shard: TextShard, folder: Path) -> int:
     return pq.read_metadata(shard.pages).num_rows

@@ -56,7 +56,7 @@ def test_a_death_by_accident_costs_no_row(engine, tmp_path: Path, log) -> None:
 def test_what_no_row_is_to_blame_for_stops_the_run(engine, tmp_path: Path, log) -> None:
     with pytest.raises(PunaError, match="no single page of it is to blame; give it more memory"):
         run_jobs(engine, [Job(die_of_all, count, None, tmp_path / "shard")], log, "working")
-    with pytest.raises(PunaError, match="kills its worker; move that file away"):
+    with pytest.raises(PunaError, match="kills the worker; move that away"):
         run_jobs(engine, [Job(die_of_all, count_deadly, None, tmp_path / "shard")], log, "working")
 
 
