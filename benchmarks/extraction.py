@@ -1,11 +1,13 @@
 """Main-content extraction beside trafilatura and resiliparse: quality by kind of page, and speed, in one run.
 
-    python benchmarks/extraction.py ../shared/data/web_html          # needs trafilatura, and lxml_html_clean for it
+    python benchmarks/extraction.py ../shared/data/web_html HALF0.json HALF1.json
+
+Needs trafilatura, lxml_html_clean for it, and the weights that extraction_fit.py fits on either half of the pages.
 
 Pages and their gold text: the development split of WCXB (seven kinds of pages; word-level F1 of its evaluate.py) and a
 part of scrapinghub's article-extraction-benchmark (4-word shingles, precision and recall averaged over pages, as in its
-evaluate.py). Pages fall into two halves by the hash of their domain: puna's weights were fitted on half 0 only.
-Intervals: 95%, 2,000 resamples of pages, the same pages for all contestants. Speed: CPU time, contestants in turns.
+evaluate.py). Pages fall into two halves by the hash of their domain; puna reads each page with weights fitted on the
+other half. Intervals: 95%, 2,000 resamples of pages, the same pages for all contestants. Speed: CPU time, contestants in turns.
 """
 
 import argparse
@@ -98,28 +100,36 @@ def mean(scores: np.ndarray) -> float:
     return float(scores.mean())
 
 
-def contestants() -> dict[str, Callable[[str], str]]:
+def contestants(fitted: tuple[Path, Path]) -> dict[str, Callable[[Sample], str]]:
+    """`fitted`: the weights fitted on half 0 and on half 1."""
     from resiliparse.extract.html2text import extract_plain_text
     from trafilatura import extract as trafilatura  # pyright: ignore[reportMissingImports]
 
-    from puna.corpus.extract import extract
+    from puna.corpus.extract import extract, network, page
+
+    def puna(sample: Sample) -> str:
+        page.load_network = lambda: network.load_network(fitted[1 - sample.half])
+        return extract(sample.html).text
+
+    def resiliparse(sample: Sample) -> str:
+        return extract_plain_text(sample.html, main_content=True, alt_texts=False, list_bullets=False)
 
     return {
-        "puna": lambda html: extract(html).text,
-        "trafilatura, fast": lambda html: trafilatura(html, fast=True) or "",
-        "trafilatura": lambda html: trafilatura(html) or "",
-        "resiliparse": lambda html: extract_plain_text(html, main_content=True, alt_texts=False, list_bullets=False),
+        "puna": puna,
+        "trafilatura, fast": lambda sample: trafilatura(sample.html, fast=True) or "",
+        "trafilatura": lambda sample: trafilatura(sample.html) or "",
+        "resiliparse": resiliparse,
     }
 
 
-def run(samples: list[Sample], names: dict[str, Callable[[str], str]]) -> tuple[dict, dict]:
+def run(samples: list[Sample], names: dict[str, Callable[[Sample], str]]) -> tuple[dict, dict]:
     """Texts [pages] and CPU seconds [pages] of every contestant, which take turns page by page."""
     texts: dict[str, list[str]] = {name: [] for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for sample in samples:
         for name, extract in names.items():
             start = time.process_time()
-            texts[name].append(extract(sample.html))
+            texts[name].append(extract(sample))
             seconds[name].append(time.process_time() - start)
     return texts, {name: np.array(values) for name, values in seconds.items()}
 
@@ -134,25 +144,21 @@ def interval(values: np.ndarray, statistic: Callable[[np.ndarray], float]) -> st
 
 def quality(samples: list[Sample], texts: dict[str, list[str]]) -> None:
     names = list(texts)
-    print(f"| pages | half | count | {' | '.join(names)} | puna minus the best peer |")
-    print("|---" * (len(names) + 4) + "|")
+    print(f"| pages | count | {' | '.join(names)} | puna minus the best peer |")
+    print("|---" * (len(names) + 3) + "|")
     for kind in ("benchmark article", *KINDS, "all of WCXB"):
-        for half in (0, 1):
-            chosen = [
-                i
-                for i, sample in enumerate(samples)
-                if sample.half == half and (sample.kind == kind or (kind == "all of WCXB" and sample.kind in KINDS))
-            ]
-            if kind == "benchmark article":
-                score, statistic = shingle_scores, article_f1
-            else:
-                score, statistic = word_f1, mean
-            scores = {name: np.array([score(texts[name][i], samples[i].gold) for i in chosen]) for name in names}
-            cells = [interval(scores[name], statistic) for name in names]
-            best = max(names[1:], key=lambda name, f1=statistic, values=scores: f1(values[name]))
-            pair = np.stack([scores[names[0]], scores[best]], axis=-1)
-            margin = interval(pair, lambda both, f1=statistic: f1(both[..., 0]) - f1(both[..., 1]))
-            print(f"| {kind} | {half} | {len(chosen)} | {' | '.join(cells)} | {margin} |")
+        group = KINDS if kind == "all of WCXB" else (kind,)
+        chosen = [i for i, sample in enumerate(samples) if sample.kind in group]
+        if kind == "benchmark article":
+            score, statistic = shingle_scores, article_f1
+        else:
+            score, statistic = word_f1, mean
+        scores = {name: np.array([score(texts[name][i], samples[i].gold) for i in chosen]) for name in names}
+        cells = [interval(scores[name], statistic) for name in names]
+        best = max(names[1:], key=lambda name, f1=statistic, values=scores: f1(values[name]))
+        pair = np.stack([scores[names[0]], scores[best]], axis=-1)
+        margin = interval(pair, lambda both, f1=statistic: f1(both[..., 0]) - f1(both[..., 1]))
+        print(f"| {kind} | {len(chosen)} | {' | '.join(cells)} | {margin} |")
 
 
 def speed(samples: list[Sample], seconds: dict[str, np.ndarray]) -> None:
@@ -171,12 +177,14 @@ def speed(samples: list[Sample], seconds: dict[str, np.ndarray]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with wcxb_dev.jsonl.xz and scrapinghub_aeb.jsonl.xz")
+    parser.add_argument("fitted", type=Path, nargs=2, help="weights fitted on half 0 and on half 1")
     parser.add_argument("--every", type=int, default=1, help="take every n-th page only")
     arguments = parser.parse_args()
     samples = load(arguments.folder)[:: arguments.every]
-    names = contestants()
+    names = contestants(tuple(arguments.fitted))
     for extract in names.values():
-        extract(samples[0].html)  # warm up
+        for half in (0, 1):  # warm up
+            extract(next(sample for sample in samples if sample.half == half))
     texts, seconds = run(samples, names)
     quality(samples, texts)
     speed(samples, seconds)

@@ -1,10 +1,11 @@
-"""Fit the weights of puna/corpus/extract/network.py on half of the development pages, and write weights.json.
+"""Fit the weights of puna/corpus/extract/network.py on the development pages, and write weights.json.
 
-    python benchmarks/extraction_fit.py ../shared/data/web_html          # some minutes on one core
+    python benchmarks/extraction_fit.py ../shared/data/web_html                             # some minutes on one core
+    python benchmarks/extraction_fit.py ../shared/data/web_html --half 0 --out half0.json   # to be tested on half 1
 
-Pages: half 0 (by the hash of the domain, see extraction.py) of WCXB's development split, of scrapinghub's article
-benchmark, of Mozilla's readability tests and of trafilatura's evaluation, whose pages have marked segments only. No
-text of a page goes into the weights file: it holds words that at least 12 domains of half 0 use, and numbers.
+Pages: WCXB's development split, scrapinghub's article benchmark, Mozilla's readability tests and trafilatura's
+evaluation, whose pages have marked segments only. No text of a page goes into the weights file: it holds words that at
+least 12 domains use, and numbers.
 """
 
 import argparse
@@ -34,8 +35,8 @@ TAGS = (
 )
 VALUE = re.compile(r' (?:class|id|role|itemprop)="([^"]+)"')
 FITTED_ON = (
-    "Half 0 (by the hash of the domain, benchmarks/extraction.py) of the development pages of WCXB, scrapinghub's"
-    " article-extraction-benchmark, Mozilla's readability tests and trafilatura's evaluation."
+    "the development pages of WCXB, scrapinghub's article-extraction-benchmark, Mozilla's readability tests and"
+    " trafilatura's evaluation"
 )
 TOKEN = re.compile(r"\w+")
 MIN_DOMAINS = 12
@@ -129,10 +130,10 @@ def load_more(folder: Path) -> list[tuple[Sample, dict | None]]:
     return more
 
 
-def examples(folder: Path) -> tuple[list[Example], list[str]]:
-    """The pages of half 0, and the tags and words that may be chosen, by their bits."""
+def examples(folder: Path, half: int | None) -> tuple[list[Example], list[str]]:
+    """The pages of a half, or all, and the tags and words that may be chosen, by their bits."""
     pages = [(s, None) for s in load(folder) if TOKEN.search(s.gold)] + load_more(folder)
-    pages = [(sample, segments) for sample, segments in pages if sample.half == 0]
+    pages = [(sample, segments) for sample, segments in pages if half is None or sample.half == half]
     trees = [HTMLTree.parse(sample.html) for sample, _ in pages]
     bodies = [head_and_body(str(tree))[1] for tree in trees]
     domains: dict[str, set[str]] = defaultdict(set)
@@ -270,7 +271,9 @@ def fit(pages: list[Example], inputs: list[Tensor], features: int, epochs: int, 
     return net
 
 
-def save(net: Net, mean: Tensor, scale: Tensor, vocabulary: list[str], openings: list[str], path: Path) -> None:
+def save(
+    net: Net, mean: Tensor, scale: Tensor, vocabulary: list[str], openings: list[str], fitted_on: str, path: Path
+) -> None:
     """Half precision, the scale of the numbers folded into the first layer."""
     features, size = len(mean), len(vocabulary)
     weight, bias = net.first.weight.detach().clone(), net.first.bias.detach().clone()
@@ -292,7 +295,7 @@ def save(net: Net, mean: Tensor, scale: Tensor, vocabulary: list[str], openings:
     }
     arrays = {name: layer.detach().contiguous().numpy().astype("<f2") for name, layer in layers.items()}
     saved = {
-        "fitted_on": FITTED_ON,
+        "fitted_on": fitted_on,
         "vocabulary": vocabulary,
         "openings": openings,
         "shapes": {name: list(array.shape) for name, array in arrays.items()},
@@ -306,9 +309,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="with the development pages")
     parser.add_argument("--out", type=Path, default=Path(network.__file__).with_name("weights.json"))
     parser.add_argument("--epochs", type=int, default=18)
+    parser.add_argument("--half", type=int, choices=(0, 1), help="of the pages, by the hash of their domains")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pages, words = examples(arguments.folder)
+    pages, words = examples(arguments.folder, arguments.half)
 
     hints = [unpack([block.hints for block in page.blocks], len(words)) for page in pages]
     near = [unpack([block.near for block in page.blocks], len(words)) for page in pages]
@@ -334,7 +338,8 @@ def main() -> None:
     ]
     net = fit(pages, inputs, len(mean), arguments.epochs)
     opened = list(common)
-    save(net, mean, scale, [words[i] for i in chosen], [opened[i] for i in openings], arguments.out)
+    half = "" if arguments.half is None else f"half {arguments.half}, by the hash of the domain, of "
+    save(net, mean, scale, [words[i] for i in chosen], [opened[i] for i in openings], half + FITTED_ON, arguments.out)
 
 
 if __name__ == "__main__":

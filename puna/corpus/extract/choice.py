@@ -8,6 +8,8 @@ from puna.corpus.extract.blocks import Block
 from puna.corpus.extract.render import LONG_CELL
 
 THRESHOLD = 0.5
+BESIDE = 0.4
+"""Is enough for a block beside one that is kept: losing a paragraph costs more than a line too much."""
 SHORT_PAGE = 500
 """Characters; of a page with fewer, something is kept."""
 HEADINGS = ("h2", "h3", "h4", "h5", "h6")
@@ -28,7 +30,9 @@ def choose(blocks: list[Block], probabilities: np.ndarray) -> list[Block]:
         threshold = min(threshold, 0.6 * float(probabilities[text].max()))
     kept = [bool(probabilities[i] > threshold) for i in text]
     keep_code([blocks[i] for i in text], kept)
+    keep_beside(probabilities[text], kept)
     keep_groups([blocks[i] for i in text], probabilities[text], kept)
+    keep_beside(probabilities[text], kept)
     chosen = {i for i, keep in zip(text, kept) if keep}
     if len(text) < len(blocks):
         chosen |= pictures(blocks, text, chosen)
@@ -55,6 +59,13 @@ def keep_code(blocks: list[Block], kept: list[bool]) -> None:
             kept[i] = kept[i] or blocks[i].preformatted
 
 
+def keep_beside(probabilities: np.ndarray, kept: list[bool]) -> None:
+    """Keep less likely blocks beside those that are kept, and beside these in turn."""
+    places = range(1, len(kept))
+    for here, neighbour in [*((i, i - 1) for i in places), *((i - 1, i) for i in reversed(places))]:
+        kept[here] = kept[here] or (kept[neighbour] and bool(probabilities[here] > BESIDE))
+
+
 def keep_groups(blocks: list[Block], probabilities: np.ndarray, kept: list[bool]) -> None:
     """Keep what stands amid kept text and cannot be judged by its words: code, formulas, and the short cells of a
     table, list of definitions or figure, which stay together."""
@@ -65,7 +76,7 @@ def keep_groups(blocks: list[Block], probabilities: np.ndarray, kept: list[bool]
             end += 1
         group = blocks[start:end]
         if not all(kept[start:end]) and whole(group):
-            amid = (start == 0 or kept[start - 1]) and (end == len(blocks) or probabilities[end] > THRESHOLD)
+            amid = (start == 0 or kept[start - 1]) and (end == len(blocks) or probabilities[end] > BESIDE)
             if amid or probabilities[start:end].mean() > THRESHOLD:
                 kept[start:end] = [True] * (end - start)
         start = end

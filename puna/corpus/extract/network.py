@@ -2,7 +2,7 @@
 
 Its 1-D convolutions with growing dilation see some thirty blocks to each side, and a pooled layer sees the whole page:
 whether a short line is content depends on what surrounds it (the idea of Web2Text, arXiv 1801.02607). Fitted by
-benchmarks/extraction_fit.py on half of two public development sets; `weights.json` says which.
+benchmarks/extraction_fit.py on public development sets; `weights.json` says which.
 """
 
 import base64
@@ -79,10 +79,13 @@ def product(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.concatenate([rows[start : start + ROWS] @ weights for start in range(0, len(rows), ROWS)])
 
 
+WEIGHTS = Path(__file__).with_name("weights.json")
+
+
 @cache
-def load_network() -> Network:
-    """The fitted weights that come with this package."""
-    saved = json.loads(Path(__file__).with_name("weights.json").read_text("utf-8"))
+def load_network(path: Path = WEIGHTS) -> Network:
+    """The fitted weights in a file, by default those that come with this package."""
+    saved = json.loads(path.read_text("utf-8"))
     layers = {
         name: np.frombuffer(base64.b64decode(values), "<f2").astype(np.float32).reshape(saved["shapes"][name])
         for name, values in saved["layers"].items()
