@@ -7,7 +7,7 @@ Needs trafilatura, lxml_html_clean for it, and the weights that extraction_fit.p
 Pages and their gold text: the development split of WCXB (seven kinds of pages; word-level F1 of its evaluate.py) and a
 part of scrapinghub's article-extraction-benchmark (4-word shingles, precision and recall averaged over pages, as in its
 evaluate.py). Pages fall into two halves by the hash of their domain; puna reads each page with weights fitted on the
-other half. Intervals: 95%, 2,000 resamples of pages, the same pages for all contestants. Speed: CPU time, contestants in turns.
+other half. Intervals: 95%, 2,000 resamples of pages, the same for all. Speed: CPU time, contestants in turns.
 """
 
 import argparse

@@ -1,0 +1,72 @@
+"""From a base model to a measured chat model: the [synthesize], [sft], [dpo] and [evals] sections."""
+
+from pydantic import Field
+
+from puna.recipe.knobs import Knobs
+from puna.recipe.training import Training
+
+
+class Synthesize(Knobs):
+    """Chats made from the corpus and from arithmetic problems (narrow form of section 4.3)."""
+
+    tool_chats: int = Field(12_000, ge=0)
+    """Arithmetic dialogues that call the calculator, for SFT."""
+    max_turns: int = Field(7, ge=1)
+    """Problems in one such dialogue, at most."""
+    plain_chats: int = Field(1_000, ge=0)
+    """Arithmetic dialogues without a tool at hand, for SFT."""
+    question_chats: int = Field(6_000, ge=0)
+    """Question-answer chats derived from corpus documents, for SFT."""
+    preference_problems: int = Field(2_000, ge=0)
+    """Arithmetic problems for DPO, none of them in the SFT chats."""
+    held_out_problems: int = Field(1_000, ge=1)
+    """Arithmetic problems for evaluation; their operand pairs occur nowhere in training."""
+    held_out_questions: int = Field(500, ge=1)
+    """Questions of each kind on held-out documents, for evaluation."""
+    max_operand: int = Field(99, ge=9)
+    """Operands are drawn from 0 to this."""
+
+
+class Sft(Training):
+    """Supervised finetuning: cross-entropy on assistant tokens (section 4.1.3)."""
+
+    seq_len: int = Field(8192, ge=8)
+    batch_rows: int = Field(64, ge=1)
+    epochs: int = Field(2, ge=1)
+    peak_lr: float = Field(1e-5, gt=0)
+    """Section 4.1.3."""
+    warmup_steps: int = Field(100, ge=0)
+
+
+class Dpo(Training):
+    """Direct preference optimization on pairs labelled by execution (section 4.1.4)."""
+
+    seq_len: int = Field(8192, ge=8)
+    batch_rows: int = Field(64, ge=1)
+    """Rows of a step; a pair fills one row with its chosen and its rejected dialogue."""
+    epochs: int = Field(1, ge=1)
+    peak_lr: float = Field(1e-5, gt=0)
+    """Section 4.1.4."""
+    warmup_steps: int = Field(10, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    beta: float = Field(0.1, gt=0)
+    """Section 4.1.4."""
+    nll: float = Field(0.2, ge=0)
+    """Weight of the negative log-likelihood of the chosen response (section 4.1.4)."""
+    samples: int = Field(8, ge=2)
+    """Responses sampled for each problem."""
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: int = Field(64, ge=1)
+    """Longest sampled response."""
+    pairs_per_problem: int = Field(1, ge=1)
+
+
+class Evals(Knobs):
+    """Held-out bits per byte, tool calls and chat questions, each with a 95% interval (section 5)."""
+
+    batch: int = Field(128, ge=1)
+    """Problems generated at once."""
+    max_tokens: int = Field(64, ge=1)
+    """Longest reply."""
+    held_out_bytes: int = Field(2_000_000, ge=1000)
+    """Held-out text that is scored, at most, in UTF-8 bytes."""

@@ -1,0 +1,107 @@
+"""The architecture, what every training stage has, and pretraining: the [model] and [pretrain] sections."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from puna.recipe.knobs import Knobs
+
+
+class Model(Knobs):
+    """The architecture: a preset of puna/model/llama.py, and what differs from it."""
+
+    preset: str = "8b"
+    dim: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    ffn_dim: int | None = None
+    max_seq_len: int | None = None
+
+    @property
+    def overrides(self) -> dict[str, int]:
+        return {k: v for k, v in self.model_dump(exclude={"preset"}).items() if v is not None}
+
+
+class Training(Knobs):
+    """What every training stage has: batch, schedule, optimizer, precision, checkpoints."""
+
+    seq_len: int = Field(8192, ge=8)
+    """Tokens in a packed row."""
+    batch_rows: int = Field(512, ge=1)
+    """Rows in an optimizer step, over all processes."""
+    micro_rows: int = Field(1, ge=1)
+    """Rows that go through the model at once in each process; the rest is gradient accumulation."""
+    peak_lr: float = Field(3e-4, gt=0)
+    """Learning rate at the end of the warm-up (8B: 3e-4, table 3)."""
+    warmup_steps: int = Field(8000, ge=0)
+    """Steps of linear warm-up (section 3.4.1)."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    final_lr: float = Field(0.01, ge=0, le=1)
+    """Learning rate at the last step, as a fraction of the peak (8e-7 of 8e-5, section 3.4.1)."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decay of matrices; norms are not decayed. The paper gives no value."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm. The paper gives no value."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the matrix products; auto is bf16 where the hardware has it. Weights and sums stay fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto is on where a C++ compiler (CPU) or Triton (GPU) is found."""
+    processes: PositiveInt | Literal["auto"] = "auto"
+    """Data-parallel processes on this machine; auto is one for each core or GPU that divides the batch."""
+    checkpoint_seconds: float = Field(30.0, gt=0)
+    """At most this much work is lost when the run is killed."""
+    keep_checkpoints: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def batch_divides(self) -> "Training":
+        if self.batch_rows % self.micro_rows:
+            raise ValueError(f"batch_rows={self.batch_rows} is not a multiple of micro_rows={self.micro_rows}")
+        return self
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_rows * self.seq_len
+
+
+class Pretrain(Training):
+    """Next-token prediction on the mixed shards (section 3.4)."""
+
+    tokens: int = Field(15_600_000_000_000, ge=1)
+    """Training tokens in all (section 3.2)."""
+    mix: dict[str, float] = {"general": 0.50, "math": 0.25, "code": 0.17, "multilingual": 0.08}
+    """Share of each part of the corpus in the training tokens (section 3.1.2)."""
+    weights: dict[str, float] = {}
+    """How many times as often as others of its part a document is read, by `source:NAME`, `language:NAME` and
+    `topic:NAME`; where several fit, their product."""
+    max_epochs: float = Field(4.0, gt=0)
+    """No document is read more often than this; a part that runs out gives its share to the others."""
+    anneal_tokens: int = Field(0, ge=0)
+    """The last so many of the tokens are drawn from `anneal_mix` (40M for the 405B model, section 3.4.3)."""
+    anneal_mix: dict[str, float] = {}
+    """Shares of the parts in those tokens; as `mix` if empty."""
+    anneal_weights: dict[str, float] = {}
+    """`weights` for those tokens; the paper up-samples sources of very high quality."""
+
+    @property
+    def steps(self) -> int:
+        return max(1, self.tokens // self.batch_tokens)
+
+    @model_validator(mode="after")
+    def mix_is_shares(self) -> "Pretrain":
+        for name, mix in (("mix", self.mix), ("anneal_mix", self.anneal_mix or {"": 1.0})):
+            if not mix or min(mix.values()) < 0 or abs(sum(mix.values()) - 1) > 1e-6:
+                raise ValueError(f"{name}={mix} must be shares that sum to 1, not {sum(mix.values()):g}")
+        for name, weights in (("weights", self.weights), ("anneal_weights", self.anneal_weights)):
+            for key, weight in weights.items():
+                if key.partition(":")[0] not in ("source", "language", "topic") or ":" not in key or weight < 0:
+                    raise ValueError(f"{name}: {key!r} = {weight:g}; write source:, language: or topic:NAME, 0 or more")
+        if self.anneal_tokens > self.tokens:
+            raise ValueError(f"anneal_tokens={self.anneal_tokens:,} is more than tokens={self.tokens:,}")
+        if (self.anneal_mix or self.anneal_weights) and not self.anneal_tokens:
+            raise ValueError("anneal_mix and anneal_weights need anneal_tokens")
+        return self
