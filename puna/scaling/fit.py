@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from scipy.stats import t as student
 
 from puna.errors import PunaError
 from puna.scaling.approaches import (
@@ -113,6 +114,25 @@ class ScalingFit:
         noise = generator(self.seed, "scatter").choice(self.residuals, len(samples.theta))
         drawn = samples(params, tokens) * np.exp(noise)
         return interval(law(params, tokens), drawn, level or self.level)
+
+    def predict_lowest_loss(self, flops: float, level: float | None = None) -> Interval:
+        """The lowest loss that a budget buys: a line through the IsoFLOP minima, log loss over log compute.
+
+        It knows no floor, so it is for a decade or so beyond the runs. The interval is Student's, for a new budget.
+        Raises PunaError for fewer than three minima.
+        """
+        minima = [parabola for parabola in self.parabolas if parabola.problem is None]
+        if len(minima) < 3:
+            raise PunaError(f"a law of the lowest loss needs the minima of 3 budgets, there are {len(minima)}")
+        x, y = np.log([[each.flops, each.loss] for each in minima]).T
+        slope, intercept = np.polyfit(x, y, 1)
+        free = len(x) - 2
+        spread = np.sqrt(np.square(y - intercept - slope * x).sum() / free)
+        away = np.log(flops) - x.mean()
+        error = spread * np.sqrt(1 + 1 / len(x) + away**2 / np.square(x - x.mean()).sum())
+        half = float(student.ppf((1 + (level or self.level)) / 2, free)) * error
+        value = intercept + slope * np.log(flops)
+        return Interval(*(float(np.exp(v)) for v in (value, value - half, value + half)))
 
     @property
     def law(self) -> tuple[PowerLaw, PowerLaw]:

@@ -20,6 +20,7 @@ from puna.log import Log
 from puna.model.llama import count_parameters, flops_per_token
 from puna.recipe import Recipe
 from puna.run import figure
+from puna.scaling.approaches import fit_parabolas
 from puna.scaling.figures import save_fit_figures
 from puna.scaling.fit import ScalingFit, fit_scaling
 from puna.scaling.ladder import SHAPE, shapes
@@ -130,22 +131,28 @@ def isoflop_curves(fit: ScalingFit) -> list[dict[str, Any]]:
 
 
 def forecast_largest(points: Points, seed: int) -> dict[str, Any]:
-    """The losses of the largest budget's runs, forecast by the law through the smaller budgets (approach 3); `problem`
-    says why where there is no such law."""
+    """The losses of the largest budget's runs, forecast by the law through the smaller budgets (approach 3), and the
+    lowest loss there, by the smaller minima; `problem` says why where there is no such law."""
     assert points.budget is not None
     largest = points.budget.max()
     rest, held = points.keep(points.budget < largest), points.keep(points.budget == largest)
+    told = {"budget": largest, "fitted_runs": len(rest), "level": LEVEL}
     try:
         fit = fit_scaling(rest, seed=seed, level=LEVEL, approach="parametric")
     except PunaError as error:
-        return {"budget": largest, "fitted_runs": len(rest), "level": LEVEL, "problem": str(error), "runs": []}
+        return told | {"problem": str(error), "runs": [], "lowest": None}
     runs = []
     for params, tokens, loss in zip(held.params.tolist(), held.tokens.tolist(), held.loss.tolist()):
         value, low, high = fit.predict_loss(params, tokens, LEVEL)
         runs.append(
             {"active_params": params, "tokens": tokens, "loss": loss, "forecast": value, "low": low, "high": high}
         )
-    return {"budget": largest, "fitted_runs": len(rest), "level": LEVEL, "problem": None, "runs": runs}
+    lowest = None
+    minimum = next((p for p in fit_parabolas(points) if p.flops == largest and p.problem is None), None)
+    if minimum and sum(p.problem is None for p in fit.parabolas) >= 3:
+        value, low, high = fit.predict_lowest_loss(largest, LEVEL)
+        lowest = {"loss": minimum.loss, "forecast": value, "low": low, "high": high}
+    return told | {"problem": None, "runs": runs, "lowest": lowest}
 
 
 def plan_shapes(fit: ScalingFit, flops: list[float], vocab_size: int, seq_len: int) -> list[dict[str, Any]]:
@@ -179,4 +186,6 @@ def metrics(fit: ScalingFit, forecast: dict[str, Any]) -> dict[str, Any]:
         inside = sum(run["low"] <= run["loss"] <= run["high"] for run in runs)
         found["scaling.forecast.error"] = figure(round(max(errors), 5), "share", n=len(runs))
         found["scaling.forecast.inside"] = figure(inside / len(runs), "share", n=len(runs))
+    if lowest := forecast["lowest"]:
+        found["scaling.forecast.lowest_error"] = figure(round(lowest["forecast"] / lowest["loss"] - 1, 5), "share")
     return found

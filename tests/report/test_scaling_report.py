@@ -73,6 +73,7 @@ def make_run(folder: Path, problem: str | None = None, data: bool = True) -> Run
     runs = [{"active_params": 1e9, "tokens": 1.6e10, "loss": 2.0, "forecast": 2.05, "low": 1.9, "high": 2.1}]
     runs.append({"active_params": 2e9, "tokens": 8e9, "loss": 2.2, "forecast": 2.1, "low": 2.05, "high": 2.15})
     forecast = {"budget": 1e20, "fitted_runs": 6, "level": 0.9, "problem": problem, "runs": [] if problem else runs}
+    forecast["lowest"] = None if problem else {"loss": 1.98, "forecast": 2.01, "low": 1.93, "high": 2.08}
     ranking = [{"mix": "more-code", "loss": [1.8, 1.7, 1.9], "best": 0.93}]
     probe = {"delta": [-0.01, -0.02, -0.005], "relative": -0.004, "runs": [2, 2], "helps": True}
     judged = {"target": 1e22, "mixes": {"ranking": ranking}, "probes": {"math": probe}}

@@ -59,6 +59,26 @@ def test_prediction_interval_holds_a_larger_run(truth):
     assert 14 <= inside <= 20
 
 
+def test_the_lowest_loss_follows_the_minima_of_the_budgets():
+    """Parabolas whose minima lie exactly on loss = 90 C^-0.08, and then off it by known shares."""
+    tokens = np.geomspace(1e9, 1e11, 7)
+
+    def fit_of(budgets, off=(1.0,)):
+        flops = np.repeat(budgets, len(tokens))
+        lowest = np.repeat(90 * np.array(budgets) ** -0.08 * np.array(off), len(tokens))
+        loss = lowest + 0.02 * np.log(np.tile(tokens, len(budgets)) / 1e10) ** 2
+        return fit_scaling(make_points(tokens=np.tile(tokens, len(budgets)), flops=flops, loss=loss), bootstraps=5)
+
+    value, low, high = fit_of([1e19, 1e20, 1e21]).predict_lowest_loss(1e22, level=0.9)
+    assert value == pytest.approx(90 * 1e22**-0.08)
+    assert low == pytest.approx(value) == pytest.approx(high)
+    value, low, high = fit_of([1e19, 1e20, 1e21], (1, 1.01, 1)).predict_lowest_loss(1e22, level=0.9)
+    assert low < 90 * 1e22**-0.08 < high
+    assert high / value == pytest.approx(1.0982, abs=1e-3)  # Student's t with one degree of freedom: 6.31
+    with pytest.raises(PunaError, match="minima of 3 budgets, there are 2"):
+        fit_of([1e19, 1e20]).predict_lowest_loss(1e22)
+
+
 def test_the_same_seed_gives_the_same_fit(truth):
     runs = truth.runs(noise=0.01)
     one, two = (fit_scaling(runs, bootstraps=50).recommend(1e24) for _ in range(2))

@@ -355,6 +355,9 @@ def test_the_stage_finds_the_law_and_forecasts_the_largest_budget(inputs: dict[s
     assert forecast["fitted_runs"] == 18
     assert len(forecast["runs"]) == 6
     assert sum(run["low"] < run["loss"] < run["high"] for run in forecast["runs"]) >= 4
+    lowest = forecast["lowest"]
+    assert lowest["low"] < lowest["loss"] < lowest["high"]
+    assert lowest["forecast"] == pytest.approx(lowest["loss"], rel=0.02)
     fit = json.loads((folder / "out" / "fit.json").read_text())
     assert [plan["flops"] for plan in fit["plan"]] == [1e20, 1e21, 1e22]
     for plan in fit["plan"]:
