@@ -30,7 +30,6 @@ class Case:
     schedule: str = "1f1b"
     per_rank: int = 1
     recompute: Recompute = "none"
-    compile: bool = False
     micro_batches: int = 4
 
 
@@ -92,9 +91,6 @@ def train_step(case: Case, batch: Batch, counts: torch.Tensor) -> tuple[float, d
             apply_tensor_parallel(part, mesh["tp"])
             loss._chunk = VocabularyParallel(mesh["tp"], CONFIG.vocab_size)
         apply_recompute(part, case.recompute)
-        if case.compile:
-            for layer in part.layers.values():
-                layer.compile()
         apply_fsdp(part, mesh[FSDP_AXIS], torch.float32, reshard=layout.pp == 1)
 
     rows = slice(*(ROWS // layout.dp * (mesh.get_local_rank("dp") + i) for i in (0, 1)))
