@@ -14,8 +14,8 @@ from puna.model.llama import Attention
 
 def chunk_places(seq_len: int, cp: int, rank: int) -> Tensor:
     """The places in a row, [seq_len / cp], that a rank holds."""
-    first, last = torch.arange(seq_len).chunk(2 * cp)[rank], torch.arange(seq_len).chunk(2 * cp)[2 * cp - 1 - rank]
-    return torch.cat([first, last])
+    chunks = torch.arange(seq_len).chunk(2 * cp)
+    return torch.cat([chunks[rank], chunks[-1 - rank]])
 
 
 def document_mask_of(documents: Tensor, cp: int, rank: int) -> Tensor:

@@ -23,6 +23,4 @@ def apply_fsdp(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, reshard: 
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(
-                True
-            )  # gloo and NCCL both: dividing by 1 in the sum is not offered
+            module.set_force_sum_reduction_for_comms(True)  # gloo cannot divide while it sums, not even by 1
