@@ -1,5 +1,6 @@
 """Data-parallel processes: one thread a core on a CPU, one process a GPU; torchrun's when it started us."""
 
+import multiprocessing.util
 import os
 import sys
 import tempfile
@@ -114,7 +115,8 @@ def _call(
             dist.destroy_process_group()
     if parent is not None:
         # Python's own ending would abort now and then: gloo's threads outlive their group (torch 2.13) and may be about
-        # to let go of a tensor, for which they need the interpreter.
+        # to let go of a tensor, for which they need the interpreter. What a process owes the system is done first.
+        multiprocessing.util._exit_function()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
