@@ -116,7 +116,7 @@ def _call(
     if parent is not None:
         # Python's own ending would abort now and then: gloo's threads outlive their group (torch 2.13) and may be about
         # to let go of a tensor, for which they need the interpreter. What a process owes the system is done first.
-        multiprocessing.util._exit_function()
+        multiprocessing.util._exit_function()  # pyright: ignore[reportAttributeAccessIssue]
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
