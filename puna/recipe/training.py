@@ -1,6 +1,6 @@
 """The architecture, what every training stage has, and pretraining: the [model] and [pretrain] sections."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -21,6 +21,18 @@ class Model(Knobs):
     @property
     def overrides(self) -> dict[str, int]:
         return {k: v for k, v in self.model_dump(exclude={"preset"}).items() if v is not None}
+
+
+class Stretch(NamedTuple):
+    """Neighbouring steps of one batch shape."""
+
+    steps: int
+    batch_rows: int
+    seq_len: int
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_rows * self.seq_len
 
 
 class Training(Knobs):
@@ -67,12 +79,25 @@ class Training(Knobs):
     def batch_tokens(self) -> int:
         return self.batch_rows * self.seq_len
 
+    @property
+    def anneal_steps(self) -> int:
+        """The last steps, in which the learning rate falls linearly to zero."""
+        return 0
+
+    def stretches(self, rows: int) -> list[Stretch]:
+        """The shapes of the batches of a training on so many rows, in order."""
+        return [Stretch(rows // self.batch_rows, self.batch_rows, self.seq_len)]
+
 
 class Pretrain(Training):
     """Next-token prediction on the mixed shards (section 3.4)."""
 
     tokens: int = Field(15_600_000_000_000, ge=1)
     """Training tokens in all (section 3.2)."""
+    ramp: list[tuple[PositiveInt, PositiveInt, PositiveInt]] = []
+    """Smaller batches at the start: [[until token, rows of a step, tokens of a row], ...]; after the last of them come
+    `batch_rows` and `seq_len`, the longest row. Section 3.4.1 has rows of 4,096 tokens for 252M tokens, steps of 4M and
+    8M tokens until 2.87T, then 16M."""
     mix: dict[str, float] = {"general": 0.50, "math": 0.25, "code": 0.17, "multilingual": 0.08}
     """Share of each part of the corpus in the training tokens (section 3.1.2)."""
     weights: dict[str, float] = {}
@@ -81,15 +106,33 @@ class Pretrain(Training):
     max_epochs: float = Field(4.0, gt=0)
     """No document is read more often than this; a part that runs out gives its share to the others."""
     anneal_tokens: int = Field(0, ge=0)
-    """The last so many of the tokens are drawn from `anneal_mix` (40M for the 405B model, section 3.4.3)."""
+    """In the last so many tokens the learning rate falls linearly to zero, from where the schedule has it then, and the
+    text is drawn from `anneal_mix` (40M for the 405B model, section 3.4.3)."""
     anneal_mix: dict[str, float] = {}
     """Shares of the parts in those tokens; as `mix` if empty."""
     anneal_weights: dict[str, float] = {}
     """`weights` for those tokens; the paper up-samples sources of very high quality."""
 
+    average: int = Field(0, ge=0)
+    """The model is the mean of its weights at so many steps, evenly spread over the anneal, the last one among them
+    (section 3.4.3; the paper gives no number); 0 keeps the last alone."""
+
     @property
     def steps(self) -> int:
-        return max(1, self.tokens // self.batch_tokens)
+        return sum(stretch.steps for stretch in self.stretches(0))
+
+    @property
+    def anneal_steps(self) -> int:
+        return min(self.steps, self.anneal_tokens // self.batch_tokens)
+
+    def stretches(self, rows: int) -> list[Stretch]:
+        """Those that `ramp` and `tokens` ask for, whatever there is in rows."""
+        found, done = [], 0
+        for until, batch_rows, seq_len in (*self.ramp, (self.tokens, self.batch_rows, self.seq_len)):
+            steps = max(1, (until - done) // (batch_rows * seq_len))
+            found.append(Stretch(steps, batch_rows, seq_len))
+            done += steps * batch_rows * seq_len
+        return found
 
     @model_validator(mode="after")
     def mix_is_shares(self) -> "Pretrain":
@@ -100,6 +143,17 @@ class Pretrain(Training):
             for key, weight in weights.items():
                 if key.partition(":")[0] not in ("source", "language", "topic") or ":" not in key or weight < 0:
                     raise ValueError(f"{name}: {key!r} = {weight:g}; write source:, language: or topic:NAME, 0 or more")
+        ends = [0, *(until for until, _, _ in self.ramp), self.tokens]
+        if any(first >= second for first, second in zip(ends, ends[1:])):
+            raise ValueError(f"ramp={self.ramp}: its ends must grow and stay below tokens={self.tokens:,}")
+        for until, batch_rows, seq_len in self.ramp:
+            if batch_rows % self.micro_rows or self.seq_len % seq_len:
+                raise ValueError(
+                    f"ramp until {until:,}: {batch_rows} rows of {seq_len} must be a multiple of "
+                    f"micro_rows={self.micro_rows} and a divisor of seq_len={self.seq_len}"
+                )
+        if self.average > self.anneal_steps:
+            raise ValueError(f"average={self.average} needs an anneal of as many steps; raise anneal_tokens")
         if self.anneal_tokens > self.tokens:
             raise ValueError(f"anneal_tokens={self.anneal_tokens:,} is more than tokens={self.tokens:,}")
         if (self.anneal_mix or self.anneal_weights) and not self.anneal_tokens:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from puna.errors import PunaError
 from puna.recipe import Pretrain
+from puna.recipe.training import Stretch
 
 IGNORE = -100
 """The label of a token that no loss is taken on."""
@@ -47,6 +48,18 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
     def rows(self, numbers: Sequence[int]) -> Batch: ...
+
+
+def rows_of_step(step: int, stretches: Sequence[Stretch]) -> tuple[range, int]:
+    """The row numbers of a step and the tokens of each row."""
+    first = 0
+    for stretch in stretches:
+        if step < stretch.steps:
+            first += step * stretch.batch_rows
+            return range(first, first + stretch.batch_rows), stretch.seq_len
+        step -= stretch.steps
+        first += stretch.steps * stretch.batch_rows
+    raise IndexError(f"step {step} after the last one")
 
 
 def rng(seed: int, *item: str | int) -> np.random.Generator:

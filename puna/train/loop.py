@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from puna.machine import can_compile, peak_flops, training_dtype
 from puna.model.llama import Llama, flops_per_token
 from puna.recipe import Training
 from puna.train.attention import attention_in, choose_attention
-from puna.train.batches import Batch, Batches
+from puna.train.batches import Batch, Batches, rows_of_step
 from puna.train.checkpoint import load_checkpoint, save_checkpoint
 from puna.train.launch import World
 from puna.train.losses import Loss
@@ -28,14 +29,17 @@ def train(
     work: Path,
     log: Log,
     name: str,
+    after_step: Callable[[int], None] | None = None,
 ) -> None:
     """Train `model` in place on every row of `batches`, from the newest checkpoint in `work` if there is one.
 
     Each process holds the whole model and takes its share of the rows of a step. The loss of a step is a sum over all
     its rows divided by its counts over all processes, so it does not depend on how the rows are divided. Resuming is
-    bit-exact on a CPU. Raises PunaError when the loss is not finite.
+    bit-exact on a CPU. Every process calls `after_step` with the number of steps done, before a checkpoint counts them.
+    Raises PunaError when the loss is not finite.
     """
-    steps = len(batches) // options.batch_rows
+    stretches = options.stretches(len(batches))
+    steps = sum(stretch.steps for stretch in stretches)
     if steps == 0:
         raise PunaError(f"{name} has {len(batches)} rows, fewer than one step of batch_rows = {options.batch_rows}")
     model.to(world.device).train()
@@ -46,7 +50,6 @@ def train(
     compiled = use_compile(options, world.device)
     hidden = torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
     attend = choose_attention(world.device, dtype, compiled, options.seq_len)
-    flops = flops_per_token(model.config, options.seq_len) * options.batch_tokens
     peak = peak_flops(world.device, dtype) * world.size
     first = load_checkpoint(work, model, optimizer, log)  # last: it restores the state of the random generator
     if world.rank == 0:
@@ -59,7 +62,8 @@ def train(
         if world.rank == 0:
             bar.advance(first)
         for step in range(first, steps):
-            micro_batches = [batches.rows(rows) for rows in rows_of(step, options, world)]
+            numbers, seq_len = rows_of_step(step, stretches)
+            micro_batches = [batches.rows(rows) for rows in rows_of(numbers, options, world)]
             micro_batches = [batch.to(world.device) for batch in micro_batches]
             counts = world.sum(torch.stack([loss.counts(batch) for batch in micro_batches]).sum(0))
             total = torch.zeros(1, device=world.device)
@@ -79,10 +83,12 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
+            if after_step:
+                after_step(step + 1)
 
             if world.rank == 0:
                 now = time.monotonic()
-                speed = options.batch_tokens / (now - before)
+                speed = len(numbers) * seq_len / (now - before)
                 before = now
                 log.figures(
                     step + 1,
@@ -90,7 +96,8 @@ def train(
                     gradient_norm=norm.item(),
                     learning_rate=lr,
                     tokens_per_second=speed,
-                    mfu=flops / options.batch_tokens * speed / peak,
+                    mfu=flops_per_token(model.config, seq_len) * speed / peak,
+                    **({"batch_rows": len(numbers), "seq_len": seq_len} if len(stretches) > 1 else {}),
                 )
                 bar.advance(1, f"loss {total.item():.3f}  {speed:,.0f} tokens/s")
                 if now - saved > options.checkpoint_seconds:
@@ -109,10 +116,10 @@ def backward(
     return value.detach()
 
 
-def rows_of(step: int, options: Training, world: World) -> list[range]:
-    """The row numbers of this process's micro-batches in a step."""
-    share = options.batch_rows // world.size
-    first = step * options.batch_rows + world.rank * share
+def rows_of(numbers: range, options: Training, world: World) -> list[range]:
+    """The row numbers of this process's micro-batches among those of a step."""
+    share = len(numbers) // world.size
+    first = numbers.start + world.rank * share
     return [range(i, i + options.micro_rows) for i in range(first, first + share, options.micro_rows)]
 
 

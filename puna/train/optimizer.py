@@ -20,7 +20,14 @@ def make_optimizer(model: nn.Module, options: Training) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, steps: int, options: Training) -> float:
-    """The rate of step 0..steps-1: linear warm-up to the peak, then cosine or linear to final_lr of it."""
+    """The rate of step 0..steps-1: linear warm-up to the peak, then cosine or linear to final_lr of it; over the steps
+    of an anneal linearly to zero, which it reaches after the last."""
+    if (begin := steps - options.anneal_steps) <= step:
+        return _scheduled(begin, steps, options) * (steps - step) / options.anneal_steps
+    return _scheduled(step, steps, options)
+
+
+def _scheduled(step: int, steps: int, options: Training) -> float:
     if step < options.warmup_steps:
         return options.peak_lr * (step + 1) / options.warmup_steps
     done = (step - options.warmup_steps) / max(1, steps - 1 - options.warmup_steps)
