@@ -106,7 +106,7 @@ def test_the_schema_of_a_function():
                     "days": {"type": "integer"},
                     "wind": {"type": "number"},
                     "exact": {"type": "boolean"},
-                    "past": {"type": "array"},
+                    "past": {"type": "array", "items": {"type": "integer"}},
                     "more": {"type": "object"},
                 },
                 "required": ["city", "days", "wind"],
@@ -137,7 +137,7 @@ def test_functions_that_are_no_tools():
         ("calculator", {}, "error: calculator() missing 1 required positional argument: 'expression'"),
         ("calculator", {"expression": "1", "why": 2}, "error: calculator() got an unexpected keyword argument 'why'"),
         ("calculator", {"expression": "x + 1"}, "error: cannot work out 'x': only numbers, + - * / and brackets"),
-        ("browser", {"url": "x"}, "error: there is no tool 'browser'"),
+        ("browser", {"url": "x"}, "error: there is no tool 'browser'; there are: calculator"),
     ],
 )
 def test_a_call_always_has_a_result(name: str, arguments: dict[str, Any], result: str):
