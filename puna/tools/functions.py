@@ -167,8 +167,10 @@ def _schema(hint: Any) -> dict[str, Any] | None:
     if origin in (Union, types.UnionType):
         return _union([{"type": "null"} if one is types.NoneType else _schema(one) for one in inner])
     kind = JSON_TYPES.get(origin or hint)
-    if kind is None or not inner:
-        X
+    if kind is None:
+        return None
+    if not inner:
+        return {"type": kind}
     items = _schema(inner[-1])
     if items is None or (kind == "object" and inner[0] is not str):
         return None
