@@ -53,7 +53,7 @@ def parse(output: str | Sequence[int], tokenizer: Tokenizer | None = None) -> Me
         start = ids.index(tokenizer.python_tag_id) if tokenizer.python_tag_id in ids else len(ids)
         content, body = (tokenizer.decode(part, skip_special=True) for part in (ids[:start], ids[start:]))
         tagged = start < len(ids)
-    calls = _calls(body if tagged else content)
+    calls = calls_in(body if tagged else content)
     if calls:
         return Message("assistant", content if tagged else "", calls)
     if tagged and body.strip():
@@ -61,7 +61,7 @@ def parse(output: str | Sequence[int], tokenizer: Tokenizer | None = None) -> Me
     return Message("assistant", content)
 
 
-def _calls(text: str) -> list[ToolCall]:
+def calls_in(text: str) -> list[ToolCall]:
     """All calls in a text that holds nothing else; otherwise none."""
     text = text.strip()
     if text.startswith("["):
@@ -69,7 +69,7 @@ def _calls(text: str) -> list[ToolCall]:
     calls, position = [], 0
     while position < len(text):
         try:
-            call, position = _call_at(text, position)
+            call, position = call_at(text, position)
         except (ValueError, RecursionError):  # not a call, or nested too deep to be one
             return []
         calls.append(call)
@@ -78,7 +78,7 @@ def _calls(text: str) -> list[ToolCall]:
     return calls
 
 
-def _call_at(text: str, position: int) -> tuple[ToolCall, int]:
+def call_at(text: str, position: int) -> tuple[ToolCall, int]:
     """The call that starts at `position` and where it ends; ValueError if there is none."""
     if builtin := _BUILTIN_CALL.match(text, position):
         name, argument, value = builtin.groups()
