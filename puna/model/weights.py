@@ -4,7 +4,9 @@ Loading is frugal: the model is built without memory and takes the mapped tensor
 Before any tensor is read, the names and shapes in the files are compared with those that the configuration
 asks for. Saving the same weights twice writes the same bytes. Every error is a PunaError that names the file.
 
-Not here: tokenizer files and chat template (puna.text.tokenizer), quantised checkpoints, pickled ones.
+Directories in FP8 (`fbgemm_fp8`) are read and written too; which matrices are in FP8 shows in the state's names.
+
+Not here: tokenizer files and chat template (puna.text.tokenizer), other quantised checkpoints, pickled ones.
 """
 
 import json
@@ -19,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from puna.errors import PunaError
+from puna.model import fp8
 from puna.model.llama import Llama, LlamaConfig, RopeScaling
 
 Shape = tuple[int, ...]
@@ -31,10 +34,14 @@ def read_config(directory: str | Path) -> LlamaConfig:
 
 
 def load_hf(directory: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Llama:
-    """Load a Hugging Face directory; `dtype` None keeps the file's. A tied output matrix becomes a copy."""
+    """Load a Hugging Face directory; `dtype` None keeps the file's, and what is in FP8 stays so. A tied output matrix
+    becomes a copy."""
     directory = Path(directory)
-    config, tied = read_config(directory), read_json(directory / "config.json").get("tie_word_embeddings")
-    model = empty_model(config)
+    config, raw = read_config(directory), read_json(directory / "config.json")
+    model, tied = empty_model(config), raw.get("tie_word_embeddings")
+    if kept := raw.get("quantization_config"):
+        linears = [_hf_name(name) for name in fp8.linears(model)]
+        fp8.replace(model, [name.removeprefix("model.") for name in fp8.converted(linears, kept)])
     expected = {_hf_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if tied:
         del expected["lm_head.weight"]
@@ -52,7 +59,8 @@ def load_hf(directory: str | Path, dtype: torch.dtype | None = None, device: tor
     for file in files:
         with _opened(file) as tensors:
             for key in tensors.keys():  # noqa: SIM118 (not a dict)
-                state[key.removeprefix("model.")] = tensors.get_tensor(key).to(device, dtype)
+                tensor = tensors.get_tensor(key)
+                state[key.removeprefix("model.")] = tensor.to(device, _stored(key, tensor, dtype))
     if tied:
         state["lm_head.weight"] = state["embed_tokens.weight"].clone()
     return with_state(model, state, device)
@@ -70,9 +78,12 @@ def save_hf(
     pad_id: int,
 ) -> None:
     """Write config.json, generation_config.json and the weights as Hugging Face has them, in files of up to
-    `shard_bytes` (one tensor may be larger); `dtype` None keeps each tensor's own."""
+    `shard_bytes` (one tensor may be larger); `dtype` None keeps each tensor's own, and what is in FP8 stays so."""
     state = model_or_state.state_dict() if isinstance(model_or_state, Llama) else model_or_state
-    shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
+    empty = empty_model(config)
+    linears = fp8.linears(empty)
+    quantized = fp8.replace(empty, [name for name in linears if f"{name}.weight_scale" in state])
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     found = {name: (tuple(tensor.shape), None) for name, tensor in state.items()}
     check_tensors(found, shapes, "the model to save")
     directory = Path(directory)
@@ -85,26 +96,35 @@ def save_hf(
     files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     files = files if len(shards) > 1 else ["model.safetensors"]
     for file, names in zip(files, shards):
-        tensors = {_hf_name(name): state[name].detach().to("cpu", dtype).contiguous() for name in names}
+        stored = {name: state[name].detach().to("cpu", _stored(name, state[name], dtype)) for name in names}
+        tensors = {_hf_name(name): tensor.contiguous() for name, tensor in stored.items()}
         save_file(tensors, directory / file, metadata={"format": "pt"})
     if len(shards) > 1:
         weight_map = {_hf_name(name): file for file, names in zip(files, shards) for name in names}
-        total = sum(_bytes(state[name], dtype) for name in shapes)
+        total = sum(_bytes(name, state[name], dtype) for name in shapes)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(directory / "model.safetensors.index.json", index)
 
     tokens = {"bos_token_id": bos_id, "eos_token_id": list(eos_ids), "pad_token_id": pad_id}
     write_json(directory / "generation_config.json", tokens)
-    stored = dtype or state["embed_tokens.weight"].dtype
-    write_json(directory / "config.json", _config_to_hf(config, stored) | tokens)
+    content = _config_to_hf(config, dtype or state["embed_tokens.weight"].dtype) | tokens
+    if quantized:
+        content["quantization_config"] = fp8.description([_hf_name(name) for name in linears if name not in quantized])
+    write_json(directory / "config.json", content)
 
 
 def _hf_name(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"model.{name}"
+    return name if name.startswith("lm_head") else f"model.{name}"
 
 
-def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
-    return tensor.numel() * (dtype or tensor.dtype).itemsize
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The precision that a tensor is kept in when `dtype` is asked for."""
+    quantized = tensor.dtype == torch.float8_e4m3fn or name.endswith(".weight_scale")
+    return tensor.dtype if quantized or dtype is None else dtype
+
+
+def _bytes(name: str, tensor: Tensor, dtype: torch.dtype | None) -> int:
+    return tensor.numel() * _stored(name, tensor, dtype).itemsize
 
 
 def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[list[str]]:
@@ -112,11 +132,11 @@ def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) 
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in state.items():
-        if shards[-1] and size + _bytes(tensor, dtype) > limit:
+        if shards[-1] and size + _bytes(name, tensor, dtype) > limit:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size += _bytes(tensor, dtype)
+        size += _bytes(name, tensor, dtype)
     return shards
 
 
@@ -182,11 +202,12 @@ def _config_from_hf(raw: dict[str, Any], path: Path) -> LlamaConfig:
         raise PunaError(f"{path}: architecture {architecture}; only LlamaForCausalLM can be loaded")
     try:
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # transformers 5, else 4
-        only = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None}
+        only = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
         only["head_dim"] = raw["hidden_size"] // raw["num_attention_heads"]
         for key, value in only.items():
             if raw.get(key) not in (None, value):
                 raise PunaError(f"{key} = {raw[key]!r}: only {value!r} can be loaded")
+        fp8.check(raw.get("quantization_config"))
         return LlamaConfig(
             vocab_size=raw["vocab_size"],
             dim=raw["hidden_size"],

@@ -88,7 +88,7 @@ def save_meta(model: Llama, directory: str | Path, shards: int = 1) -> None:
         for name, tensor in model.state_dict().items():
             meta, split = _meta_name(name)
             if "q_proj" in name or "k_proj" in name:
-                tensor = _interleaved(tensor, config.head_dim)
+                tensor = interleaved(tensor, config.head_dim)
             part = tensor if split is None else tensor.chunk(shards, dim=split)[rank]
             shard[meta] = part.to("cpu", copy=True, memory_format=torch.contiguous_format)
         torch.save(shard, directory / f"consolidated.{rank:02d}.pth")
@@ -110,7 +110,7 @@ def _half_split(weight: Tensor, head_dim: int) -> Tensor:
     return weight.view(-1, head_dim // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def _interleaved(weight: Tensor, head_dim: int) -> Tensor:
+def interleaved(weight: Tensor, head_dim: int) -> Tensor:
     """The inverse of _half_split."""
     return weight.view(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
