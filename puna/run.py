@@ -53,6 +53,10 @@ class Stage:
     """module:function(recipe) -> digest of what it reads from outside the run."""
     optional: bool = False
     """Made only when it is named; nothing else needs it."""
+    asked: str | None = None
+    """The knob that asks for it: while that is empty it is optional."""
+    replaces: str | None = None
+    """Where it is asked for, the stages that need this one get its artifact instead."""
 
 
 STAGES = (
@@ -66,7 +70,15 @@ STAGES = (
         ("scaling", "pretrain.mix", "pretrain.weights", "seed"),
         optional=True,
     ),
-    Stage("pretrain", "puna.pretrain:run", ("shards", "tokenizer"), ("model", "pretrain", "seed")),
+    Stage("pretrain", "puna.pretrain.pretrain:run", ("shards", "tokenizer"), ("model", "pretrain", "seed")),
+    Stage(
+        "extend",
+        "puna.pretrain.extend:run",
+        ("pretrain", "shards", "tokenizer"),
+        ("extend", "pretrain", "seed"),
+        asked="extend.lengths",
+        replaces="pretrain",
+    ),
     Stage("synthesize", "puna.posttrain.synthesize:run", ("corpus",), ("synthesize", "seed")),
     Stage("sft", "puna.posttrain.sft:run", ("pretrain", "synthesize"), ("sft", "seed")),
     Stage("dpo", "puna.posttrain.dpo:run", ("sft", "synthesize"), ("dpo", "seed")),
@@ -131,14 +143,26 @@ class Run:
             return "done"
         if fingerprint and self._partial(stage, fingerprint).exists():
             return "running" if self.locked() else "interrupted"
-        return "stale" if manifest else "optional" if stage.optional else "missing"
+        return "stale" if manifest else "optional" if self.optional(stage) else "missing"
+
+    def optional(self, stage: Stage) -> bool:
+        """Whether the stage is made only when it is named."""
+        return stage.optional or (stage.asked is not None and not _knob_at(self.recipe, stage.asked))
+
+    def needs(self, stage: Stage) -> dict[str, str]:
+        """The stage that makes each input: the one of its name, or what this recipe replaces it by."""
+        found = {name: name for name in stage.needs}
+        for other in STAGES:
+            if other.replaces in found and other is not stage and not self.optional(other):
+                found[other.replaces] = other.name
+        return found
 
     def states(self) -> dict[str, State]:
         """The state of every stage; one whose inputs will be made anew is stale, whatever it is by itself."""
         states: dict[str, State] = {}
         for stage in STAGES:
             state = self.state(stage)
-            if state == "done" and any(states[name] != "done" for name in stage.needs):
+            if state == "done" and any(states[name] != "done" for name in self.needs(stage).values()):
                 state = "stale"
             states[stage.name] = state
         return states
@@ -155,7 +179,7 @@ class Run:
 
     def run(self, names: list[str] | None = None, on_stage: Callable[[Stage, bool], None] | None = None) -> None:
         """Make the named stages (by default all but the optional ones) and whatever they need, missing or stale."""
-        wanted = self._with_needs(names or [stage.name for stage in STAGES if not stage.optional])
+        wanted = self._with_needs(names or [stage.name for stage in STAGES if not self.optional(stage)])
         with self.lock():
             self._write_recipe()
             for stage in STAGES:
@@ -181,7 +205,7 @@ class Run:
     def _make(self, stage: Stage) -> None:
         inputs = self._input_digests(stage)
         if inputs is None:
-            missing = [name for name in stage.needs if self.manifest(name) is None]
+            missing = [name for name in self.needs(stage).values() if self.manifest(name) is None]
             raise PunaError(f"stage {stage.name} needs {', '.join(missing)}, which is not made yet")
         causes = self._causes(stage, inputs)
         partial = self._partial(stage, _digest(causes))
@@ -194,7 +218,7 @@ class Run:
             out.mkdir(parents=True)
             work_folder(out).mkdir(exist_ok=True)
             with self._timed(stage):
-                folders = {name: self.folder / name for name in stage.needs}
+                folders = {name: self.folder / made for name, made in self.needs(stage).items()}
                 recipe = only(self.recipe, stage.knobs)
                 metrics = load(stage.function)(recipe, folders, out, Log(self.folder / "log", stage.name))
             write_manifest(out, {"stage": stage.name, "fingerprint": _digest(causes), **causes, "metrics": metrics})
@@ -285,7 +309,7 @@ class Run:
         return {"knobs": knobs, "inputs": inputs, "source": source}
 
     def _input_digests(self, stage: Stage) -> dict[str, str] | None:
-        manifests = {name: self.manifest(name) for name in stage.needs}
+        manifests = {name: self.manifest(made) for name, made in self.needs(stage).items()}
         if any(manifest is None for manifest in manifests.values()):
             return None
         return {name: manifest["digest"] for name, manifest in manifests.items() if manifest}
@@ -301,7 +325,7 @@ class Run:
         for name in names:
             if name not in BY_NAME:
                 raise PunaError(f"there is no stage {name!r}; the stages are {', '.join(BY_NAME)}")
-            wanted |= {name} | self._with_needs(list(BY_NAME[name].needs))
+            wanted |= {name} | self._with_needs(list(self.needs(BY_NAME[name]).values()))
         return wanted
 
     def _write_recipe(self) -> None:
@@ -348,6 +372,10 @@ def only(recipe: Any, knobs: Sequence[str]) -> Any:
         value = getattr(recipe, section)
         part.__dict__[section] = value if "" in rest else only(value, rest)
     return part
+
+
+def _knob_at(recipe: Recipe, name: str) -> Any:
+    return reduce(getattr, name.split("."), recipe)
 
 
 def load(function: str) -> Callable[..., Any]:

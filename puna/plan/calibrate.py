@@ -11,7 +11,7 @@ from puna.log import Log
 from puna.machine import peak_flops, training_dtype
 from puna.model.llama import Llama, LlamaConfig, count_parameters, flops_per_token
 from puna.plan.machines import GIB, Machine
-from puna.pretrain import model_config
+from puna.pretrain.pretrain import model_config
 from puna.recipe import Recipe
 from puna.train.batches import Batch
 from puna.train.launch import World

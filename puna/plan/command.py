@@ -13,7 +13,7 @@ from puna.plan.reliability import FAILURES_PER_GPU_DAY
 from puna.plan.serve import Precision, serving
 from puna.plan.table import plan_lines, serve_lines
 from puna.plan.training import Settings, as_json, make_plan
-from puna.pretrain import model_config
+from puna.pretrain.pretrain import model_config
 from puna.recipe import Recipe
 
 Line = str | Table | dict[str, Any]

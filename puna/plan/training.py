@@ -14,7 +14,7 @@ from puna.plan.machines import Machine
 from puna.plan.published import GPU_HOURS
 from puna.plan.reliability import FAILURES_PER_GPU_DAY, RESTART_MINUTES, Reliability, reliability
 from puna.plan.speed import step_volume
-from puna.pretrain import model_config
+from puna.pretrain.pretrain import model_config
 from puna.recipe import Recipe, Training
 
 CHAT_TOKENS = 280

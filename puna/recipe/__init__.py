@@ -6,6 +6,7 @@ from the paper (arXiv 2407.21783) names its section; every other default is ours
 """
 
 from puna.recipe.corpus import Corpus, Heuristics, PersonalData, Tokenizer
+from puna.recipe.extend import Extend
 from puna.recipe.posttrain import Dpo, Evals, Sft, Synthesize
 from puna.recipe.recipe import Recipe, knob_names, load_recipe, nearest_knob, parse_recipe
 from puna.recipe.scaling import Scaling
@@ -15,6 +16,7 @@ __all__ = [
     "Corpus",
     "Dpo",
     "Evals",
+    "Extend",
     "Heuristics",
     "Model",
     "PersonalData",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from puna.errors import PunaError
 from puna.recipe.corpus import Corpus, Tokenizer
+from puna.recipe.extend import Extend
 from puna.recipe.knobs import Knobs
 from puna.recipe.posttrain import Dpo, Evals, Sft, Synthesize
 from puna.recipe.scaling import Scaling
@@ -24,6 +25,7 @@ class Recipe(Knobs):
     tokenizer: Tokenizer = Tokenizer()  # pyright: ignore[reportCallIssue]
     model: Model = Model()
     pretrain: Pretrain = Pretrain()  # pyright: ignore[reportCallIssue]
+    extend: Extend = Extend()  # pyright: ignore[reportCallIssue]
     scaling: Scaling = Scaling()  # pyright: ignore[reportCallIssue]
     synthesize: Synthesize = Synthesize()  # pyright: ignore[reportCallIssue]
     sft: Sft = Sft()  # pyright: ignore[reportCallIssue]

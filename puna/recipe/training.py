@@ -17,9 +17,11 @@ class Model(Knobs):
     kv_heads: int | None = None
     ffn_dim: int | None = None
     max_seq_len: int | None = None
+    rope_theta: float | None = None
+    """Base of the rotary wavelengths; the presets have Llama 3's 500,000."""
 
     @property
-    def overrides(self) -> dict[str, int]:
+    def overrides(self) -> dict[str, int | float]:
         return {k: v for k, v in self.model_dump(exclude={"preset"}).items() if v is not None}
 
 
@@ -113,6 +115,9 @@ class Pretrain(Training):
     anneal_weights: dict[str, float] = {}
     """`weights` for those tokens; the paper up-samples sources of very high quality."""
 
+    needle_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the rows that are haystacks with needles (puna/text/needle.py). Ours: a model that reads a few million
+    tokens does not learn from text alone to look something up."""
     average: int = Field(0, ge=0)
     """The model is the mean of its weights at so many steps, evenly spread over the anneal, the last one among them
     (section 3.4.3; the paper gives no number); 0 keeps the last alone."""
@@ -144,7 +149,7 @@ class Pretrain(Training):
                 if key.partition(":")[0] not in ("source", "language", "topic") or ":" not in key or weight < 0:
                     raise ValueError(f"{name}: {key!r} = {weight:g}; write source:, language: or topic:NAME, 0 or more")
         ends = [0, *(until for until, _, _ in self.ramp), self.tokens]
-        if any(first >= second for first, second in zip(ends, ends[1:])):
+        if ends != sorted(set(ends)):
             raise ValueError(f"ramp={self.ramp}: its ends must grow and stay below tokens={self.tokens:,}")
         for until, batch_rows, seq_len in self.ramp:
             if batch_rows % self.micro_rows or self.seq_len % seq_len:

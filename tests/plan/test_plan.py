@@ -26,7 +26,7 @@ from puna.plan.serve import kv_bytes, serving, weight_bytes
 from puna.plan.speed import step_time, step_volume
 from puna.plan.table import duration, plan_lines
 from puna.plan.training import Settings, as_json, make_plan
-from puna.pretrain import model_config
+from puna.pretrain.pretrain import model_config
 from puna.recipe import Model, Recipe, Training
 from puna.train.optimizer import make_optimizer
 
