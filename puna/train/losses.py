@@ -30,19 +30,20 @@ class Loss(Protocol):
 
 def softmax_gradient(logits: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each label [n], and `scale` ([n] or scalar) times the gradient of its negative by the
-    logits [n, vocab], in fp32.
+    logits [n, vocab], in fp32 and in the logits' own memory.
 
     Tokens labelled IGNORE have log-probability zero and no gradient.
     """
     kept = labels != IGNORE
     index = torch.where(kept, labels, 0)[:, None]
-    log_probs = logits.log_softmax(-1)
-    picked = log_probs.gather(1, index)
-    if torch.compiler.is_compiling():  # all of this becomes one pass over [n, vocab]
-        gradient = log_probs.exp() - torch.zeros_like(log_probs).scatter_(1, index, 1.0)
-    else:  # every operation is a pass: in place, and nothing but the labels' own entries touched
-        gradient = log_probs.exp_().scatter_(1, index, picked.exp() - 1)
-    return torch.where(kept, picked[:, 0], 0.0), gradient.mul_((kept * scale)[:, None])
+    # Without torch.compile every operation is a pass over [n, vocab]: in place they take half as long as log_softmax.
+    highest = logits.amax(-1, keepdim=True)
+    picked = logits.gather(1, index) - highest
+    exps = logits.sub_(highest).exp_()
+    sums = exps.sum(-1, keepdim=True)
+    factor = (kept * scale)[:, None]
+    gradient = exps.mul_(factor / sums).scatter_add_(1, index, -factor)
+    return torch.where(kept, (picked - sums.log())[:, 0], 0.0), gradient
 
 
 def loss_chunk(hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
