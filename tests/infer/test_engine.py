@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from puna.errors import PunaError
-from puna.infer.engine import Engine, Sampling, choose, common_prefix
+from puna.infer.engine import Engine, Sampling
+from puna.infer.sampler import choose
 from puna.model.llama import PRESETS, Llama
 from puna.text.tokenizer import Tokenizer
 from puna.text.tokenizer_files import special_names
@@ -103,11 +104,9 @@ def test_the_shared_beginning_runs_once(engine: Engine, monkeypatch: pytest.Monk
         return hidden(tokens, *args, **more)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(engine.model, "hidden", spy)
-    engine.generate(prompts(20, (3, 2)), Sampling(3))
-    assert shapes == [(1, 20), (2, 3), (2, 1), (2, 1)]
-    assert common_prefix([[1, 2, 3], [1, 2], [1, 2, 4]]) == 2
-    assert common_prefix([[1, 2], [1, 2]]) == 2
-    assert common_prefix([[1], [2]]) == 0
+    engine.generate(prompts(32, (3, 2)), Sampling(3))
+    # 35 tokens and 2, then one for each; filled up to multiples of four
+    assert shapes == [(1, 36 + 4), (1, 4), (1, 4)]
 
 
 def test_it_ends_at_a_stop_token_or_the_limit(stopping: Engine):
@@ -157,7 +156,7 @@ def test_top_p_keeps_the_token_that_crosses_the_limit():
 
     def chosen(top_p: float) -> set[int]:
         generators = [np.random.default_rng(i) for i in range(len(logits))]
-        return set(choose(logits, Sampling(1, 1.0, top_p), generators))
+        return set(choose(logits, [Sampling(1, 1.0, top_p)] * len(logits), generators))
 
     assert chosen(1e-9) == {0}
     assert chosen(0.49) == {0}
@@ -191,6 +190,6 @@ def test_what_cannot_be_generated_is_an_error(engine: Engine, directory: Path):
     with pytest.raises(PunaError, match="the tokenizer has 276 entries but the model 272"):
         Engine(engine.model, other)
     for wrong in ({"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}):
-        with pytest.raises(PunaError, match="needs max_tokens >= 1"):
+        with pytest.raises(PunaError, match="must be"):
             Sampling(**wrong)  # pyright: ignore[reportArgumentType]
     assert engine.generate([], Sampling(5)) == []

@@ -1,0 +1,82 @@
+"""From logits to tokens: every request by its own rule and from its own random numbers.
+
+A draw takes one uniform number and looks up where it falls in the cumulated probabilities. A request's numbers come
+from (seed, its own number) alone, and each row is computed by itself, so what shares its step does not matter.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from puna.infer.request import Request, Sampling, TokenLogprob
+
+
+def choose(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[np.random.Generator]) -> list[int]:
+    """The next token of each row from its logits [rows, vocab], fp32."""
+    if all(sampling.temperature == 0 for sampling in samplings):
+        return logits.argmax(-1).tolist()
+    chosen = logits.argmax(-1)
+    drawn = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
+    probs = probabilities(logits[drawn], [samplings[i] for i in drawn])
+    chosen[drawn] = draw(probs, [generators[i].random() for i in drawn]).to(chosen.dtype)
+    return chosen.tolist()
+
+
+def probabilities(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """What each row [vocab] of logits draws from, fp32 and not normalised where tokens were cut off; a greedy row has
+    all its mass on the likeliest."""
+    temperatures = torch.tensor([s.temperature or 1.0 for s in samplings], device=logits.device)[:, None]
+    probs = (logits / temperatures).softmax(-1)
+    if greedy := [i for i, s in enumerate(samplings) if s.temperature == 0]:
+        probs[greedy] = torch.nn.functional.one_hot(logits[greedy].argmax(-1), logits.shape[1]).to(probs.dtype)
+    if cut := [i for i, s in enumerate(samplings) if s.temperature > 0 and (s.top_p < 1 or s.top_k or s.min_p)]:
+        probs[cut] = truncated(probs[cut], [samplings[i] for i in cut])
+    return probs
+
+
+def truncated(probs: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """Probabilities [rows, vocab] without what top_k, top_p and min_p leave out, in this order."""
+    vocab = probs.shape[1]
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, device=probs.device)[:, None]
+
+    top_k, top_p = column([float(s.top_k or vocab) for s in samplings]), column([s.top_p for s in samplings])
+    ranked, ids = probs.sort(dim=-1, descending=True, stable=True)
+    ranked = torch.where(torch.arange(vocab, device=probs.device) < top_k, ranked, 0.0)
+    before = ranked.cumsum(-1) - ranked
+    kept = before < top_p * ranked.sum(-1, keepdim=True)
+    kept &= ranked >= column([s.min_p for s in samplings]) * ranked[:, :1]
+    return torch.zeros_like(probs).scatter_(1, ids, torch.where(kept, ranked, 0.0))
+
+
+def draw(probs: Tensor, uniforms: Sequence[float]) -> Tensor:
+    """For each row of weights [rows, vocab] the token at which its uniform number in [0, 1) falls, [rows]."""
+    total = probs.double().cumsum(-1)
+    points = torch.tensor(uniforms, dtype=torch.float64, device=probs.device)[:, None] * total[:, -1:]
+    place = torch.searchsorted(total, points, right=True)
+    # rounding may lead past the last token with any weight: that token is meant
+    last = (total < total[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(place, last)[:, 0]
+
+
+def biased(logits: Tensor, requests: Sequence[Request]) -> Tensor:
+    """Logits [rows, vocab] with each request's logit_bias added."""
+    if not any(request.sampling.logit_bias for request in requests):
+        return logits
+    logits = logits.clone()
+    for row, request in zip(logits, requests):
+        if bias := request.sampling.logit_bias:
+            row[list(bias)] += torch.tensor(list(bias.values()), device=logits.device)
+    return logits
+
+
+def token_logprobs(logits: Tensor, tokens: Sequence[int], likeliest: int) -> list[TokenLogprob]:
+    """For each row of logits [rows, vocab] the log-probability of its token and of the `likeliest` ones."""
+    logprobs = logits.log_softmax(-1)
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    top = logprobs.topk(min(likeliest, logprobs.shape[1]), dim=-1)
+    pairs = [tuple(zip(ids, values)) for ids, values in zip(top.indices.tolist(), top.values.tolist())]
+    return [TokenLogprob(token, value, best) for token, value, best in zip(tokens, chosen, pairs)]
