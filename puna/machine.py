@@ -1,5 +1,6 @@
 """The machine we are on: its cores, its precision, its measured peak. Others are in puna/plan/machines.py."""
 
+import ctypes
 import os
 import platform
 import re
@@ -15,6 +16,18 @@ import psutil
 import torch
 
 from puna.recipe import Training
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees, for the next step to use.
+
+    glibc gives large pieces back to the system at once, and asking anew costs a page fault for every 4 KB: 12% of a
+    compiled bf16 step of the "1m" preset. Other C libraries are left as they are.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(mmap_threshold, 1 << 25)  # the most that glibc takes
+        mallopt(trim_threshold, 1 << 30)
 
 
 @cache

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from puna.errors import PunaError
-from puna.machine import physical_cores
+from puna.machine import keep_freed_memory, physical_cores
 from puna.recipe import Training
 from puna.train.shared import Neighbours, SharedVectors
 
@@ -99,6 +99,7 @@ def _call(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
+        keep_freed_memory()
         torch.set_num_threads(1)  # threads of several processes on the same cores cost up to ten times
     if parent is not None:
         threading.Thread(target=end_with, args=(parent,), daemon=True).start()
