@@ -160,13 +160,21 @@ def chat(
 def export(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a Hugging Face model directory.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to make; it must not exist.")],
-    to: Annotated[str, typer.Option(help="hf (safetensors) or meta (consolidated.*.pth, params.json).")] = "hf",
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    to: Annotated[
+        str,
+        typer.Option(help="hf (safetensors), meta (consolidated.*.pth, params.json), gguf (llama.cpp) or fp8 (vLLM)."),
+    ] = "hf",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32; q8_0 too with --to gguf.")] = "bf16",
+    text: Annotated[
+        Path | None, typer.Option(help="With --to fp8: text to measure the drift on (default: what the run held out).")
+    ] = None,
 ) -> None:
-    """Write a model for other programs; both forms carry the tokenizer."""
+    """Write a model for other programs, with its tokenizer, licence files and a model card."""
     from puna.export import export_model
 
-    export_model(find_model(model), out, to, dtype)
+    figures = export_model(find_model(model), out, to, dtype, text)
+    for name, value in figures.items():
+        console.print(f"{name.replace('_', ' ')}: {value:,.5g}", highlight=False)
     console.print(f"{to} model in {out}/")
 
 

@@ -12,7 +12,7 @@ from puna.errors import PunaError
 from puna.recipe.corpus import Corpus, Tokenizer
 from puna.recipe.extend import Extend
 from puna.recipe.knobs import Knobs
-from puna.recipe.posttrain import Dpo, Evals, Sft, Synthesize
+from puna.recipe.posttrain import Dpo, Evals, Posttrain, Reward, Sft, Synthesize
 from puna.recipe.scaling import Scaling
 from puna.recipe.training import Model, Pretrain
 
@@ -21,6 +21,9 @@ class Recipe(Knobs):
     name: str
     """The run lives in runs/NAME."""
     seed: int = 0
+    license: str = ""
+    """What the card of an exported model says of your own rights: an identifier such as apache-2.0, or the path of a
+    text. It is no cause of any stage. Models made from Meta's weights stay under Meta's licence too."""
     corpus: Corpus = Corpus()  # pyright: ignore[reportCallIssue]
     tokenizer: Tokenizer = Tokenizer()  # pyright: ignore[reportCallIssue]
     model: Model = Model()
@@ -29,7 +32,9 @@ class Recipe(Knobs):
     scaling: Scaling = Scaling()  # pyright: ignore[reportCallIssue]
     synthesize: Synthesize = Synthesize()  # pyright: ignore[reportCallIssue]
     sft: Sft = Sft()  # pyright: ignore[reportCallIssue]
+    reward: Reward = Reward()  # pyright: ignore[reportCallIssue]
     dpo: Dpo = Dpo()  # pyright: ignore[reportCallIssue]
+    posttrain: Posttrain = Posttrain()  # pyright: ignore[reportCallIssue]
     evals: Evals = Evals()  # pyright: ignore[reportCallIssue]
 
 

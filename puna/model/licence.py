@@ -1,0 +1,103 @@
+"""Licences travel with models: whatever is made from a licensed model carries its files.
+
+The files are found by their names beside the weights (LICENSE, NOTICE, USE_POLICY), as Meta and others publish them.
+Stages copy them from their inputs to their artifact, exports to what they write, with a model card. Of Meta's
+licence the card says what it asks of whoever passes the model on: the agreement and a notice in every copy, "Built
+with Llama" shown, a name that begins with Llama, and a licence of its own above 700 million monthly users.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from puna.errors import PunaError
+
+NAMES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+"""How the files' names begin, in any case."""
+
+
+def licence_files(directory: Path) -> list[Path]:
+    """The licence files that lie in a directory, by name."""
+    return sorted(path for path in directory.iterdir() if path.is_file() and path.name.upper().startswith(NAMES))
+
+
+def carry_licences(sources: Iterable[Path], out: Path) -> None:
+    """Copy the licence files of every source to `out`; two different ones of a name both stay, as NAME and NAME.2."""
+    for source in sources:
+        for path in licence_files(source):
+            content = path.read_bytes()
+            target, count = out / path.name, 1
+            while target.exists() and target.read_bytes() != content:
+                count += 1
+                target = out / f"{path.name}.{count}"
+            target.write_bytes(content)
+
+
+def llama_release(directory: Path) -> str | None:
+    """The release of Llama whose community licence lies in a directory ("3.1"), None where there is none."""
+    for path in licence_files(directory):
+        found = re.search(r"LLAMA (\d(?:\.\d)?) COMMUNITY LICENSE", path.read_text("utf-8", "replace")[:2000].upper())
+        if found:
+            return found[1]
+    return None
+
+
+def card_name(directory: Path, name: str) -> str:
+    """The name that a model goes by: where it descends from Llama, one that begins with Llama."""
+    return f"Llama-{name}" if llama_release(directory) and not name.lower().startswith("llama") else name
+
+
+def write_card(out: Path, name: str, licence: str, about: str) -> None:
+    """Write README.md, and the notice that Meta's licence wants in every copy, beside a model's licence files.
+
+    `licence` is the maker's own: an identifier ("apache-2.0"), the path of a text that is copied, or empty. `about` is
+    what the card says of the model itself.
+    """
+    release = llama_release(out)
+    if release:
+        terms = _llama_terms(out, release)
+        key = f"llama{release}"
+        if licence:
+            terms += f"\nWhat its maker added to Llama is licensed by: {licence}\n"
+    elif licence:
+        key, terms = _own_terms(out, licence)
+    elif files := licence_files(out):
+        key, terms = "other", f"See {', '.join(path.name for path in files)}.\n"
+    else:
+        key, terms = "unknown", "Its maker has not said under what licence it may be used.\n"
+    front = f"---\nlicense: {key}\npipeline_tag: text-generation\n---\n"
+    text = f"{front}\n# {card_name(out, name)}\n\n{about}\n## Licence\n\n{terms}"
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def _llama_terms(out: Path, release: str) -> str:
+    notice = (
+        f"Llama {release} is licensed under the Llama {release} Community License, Copyright © Meta Platforms, Inc. "
+        "All Rights Reserved."
+    )
+    if not any(path.name.upper().startswith("NOTICE") for path in licence_files(out)):
+        (out / "NOTICE").write_text(notice + "\n", encoding="utf-8")
+    files = ", ".join(f"`{path.name}`" for path in licence_files(out))
+    return f"""**Built with Llama.** This model descends from Meta's Llama {release}, whose licence holds for every
+copy: {files}.
+
+{notice}
+
+Whoever passes this model, or a product with it, on to others
+
+- gives them a copy of the licence and keeps the notice;
+- shows "Built with Llama" on a website, user interface, about page or in the documentation that belongs to it;
+- begins the name of any model made from it, or from what it wrote, with "Llama";
+- keeps to Meta's acceptable use policy;
+- needs a licence of Meta's own if the products of its company had more than 700 million monthly users when
+  Llama {release} was released.
+"""
+
+
+def _own_terms(out: Path, licence: str) -> tuple[str, str]:
+    if not Path(licence).is_file():
+        if "/" in licence:
+            raise PunaError(f"license = {licence!r}: no such file; give an identifier like apache-2.0, or a file")
+        return licence.lower(), f"{licence}\n"
+    (out / "LICENSE").write_bytes(Path(licence).read_bytes())
+    return "other", "See `LICENSE`.\n"
