@@ -16,6 +16,7 @@ from puna.recipe import load_recipe
 from puna.run import BY_NAME, STAGES, Run, Stage
 from puna.scaling.cli import app as scaling
 from puna.scaling.sweep_cli import app as sweep
+from puna.serve.cli import serve
 
 app = typer.Typer(
     help="Raise a Llama: from raw web pages to a chat model that uses tools, by the Llama 3.1 recipe.",
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(corpus, name="corpus")
 app.add_typer(scaling, name="scaling")
 scaling.add_typer(sweep, name="sweep")
+app.command()(serve)
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, for example recipes/tiny.toml.")]
 WordsArgument = Annotated[
