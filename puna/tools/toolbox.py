@@ -9,6 +9,10 @@ from puna.errors import PunaError
 from puna.text.message import ToolCall
 from puna.tools.calculator import CALCULATOR
 from puna.tools.functions import Tool, ToolResult, call_tool, load_tools
+from puna.tools.python import Interpreter, interpreter_tool
+from puna.tools.sandbox.launch import Limits
+
+KINDS = "python, brave, wolfram, calculator, FILE.py, mcp:COMMAND or mcp:URL"
 
 
 class Closable(Protocol):
@@ -20,15 +24,24 @@ class Toolbox:
 
     Args:
         tools: functions and built-in tools; names must differ.
+        python: limits of the code interpreter; None leaves it out.
         owned: what to close with the toolbox, for example connections to servers.
     """
 
-    def __init__(self, tools: Sequence[Tool] = (), owned: Sequence[Closable] = ()) -> None:
-        names = [tool.name for tool in tools]
+    def __init__(
+        self, tools: Sequence[Tool] = (), python: Limits | None = None, owned: Sequence[Closable] = ()
+    ) -> None:
+        self._shared, self._owned, self.limits = list(tools), list(owned), python
+        self.interpreter = Interpreter(python) if python else None
+        self.tools = [*self._shared, *([interpreter_tool(self.interpreter)] if self.interpreter else [])]
+        names = [tool.name for tool in self.tools]
         for name in names:
             if names.count(name) > 1:
                 raise PunaError(f"two tools are called {name}; rename one of them")
-        self.tools, self._owned = list(tools), list(owned)
+
+    def session(self) -> "Toolbox":
+        """A toolbox with the same tools for another conversation, which has an interpreter of its own."""
+        return Toolbox(self._shared, self.limits)
 
     def schemas(self) -> list[dict[str, Any]] | None:
         """The schemas of the functions, for `Chat.tools`; None without any."""
@@ -44,20 +57,44 @@ class Toolbox:
         lanes: dict[Any, list[int]] = {}
         for place, call in enumerate(calls):
             lanes.setdefault(call.name if call.name in serial else place, []).append(place)
-        if not lanes:
-            return []
 
         def run_lane(places: list[int]) -> list[tuple[int, ToolResult]]:
             return [(place, call_tool(calls[place], self.tools)) for place in places]
 
-        with ThreadPoolExecutor(len(lanes), "tools") as pool:
-            futures = [pool.submit(run_lane, places) for places in lanes.values()]
-            done = dict(pair for future in futures for pair in future.result())
+        with ThreadPoolExecutor(max(len(lanes), 1), "tools") as pool:
+            try:
+                futures = [pool.submit(run_lane, places) for places in lanes.values()]
+                done = dict(pair for future in futures for pair in future.result())
+            except KeyboardInterrupt:  # the user's Ctrl-C ends the calls, not only the waiting
+                self.interrupt()
+                raise
         return [done[place] for place in range(len(calls))]
 
+    def put_file(self, name: str, data: bytes) -> None:
+        """Give the code interpreter a file; `name` is a path in its folder."""
+        self._python().put_file(name, data)
+
+    def get_file(self, name: str) -> bytes:
+        """Take a file from the code interpreter's folder."""
+        return self._python().get_file(name)
+
+    def files(self) -> dict[str, int]:
+        """The files of the code interpreter's folder and their bytes."""
+        return self.interpreter.files() if self.interpreter else {}
+
+    def interrupt(self) -> None:
+        """End the code that runs now, from any thread; variables stay."""
+        if self.interpreter:
+            self.interpreter.interrupt()
+
     def close(self) -> None:
-        for resource in self._owned:
+        for resource in [*([self.interpreter] if self.interpreter else []), *self._owned]:
             resource.close()
+
+    def _python(self) -> Interpreter:
+        if self.interpreter is None:
+            raise PunaError("there is no code interpreter to keep files; add the tool python")
+        return self.interpreter
 
     def __enter__(self) -> "Toolbox":
         return self
@@ -66,14 +103,27 @@ class Toolbox:
         self.close()
 
 
-def open_toolbox(names: Sequence[str]) -> Toolbox:
-    """The toolbox of the tools named: `calculator`, or a Python file whose public functions are tools."""
+def open_toolbox(
+    names: Sequence[str],
+    limits: Limits | None = None,
+    brave_key: str | Path | None = None,
+    wolfram_key: str | Path | None = None,
+) -> Toolbox:
+    """The toolbox of the tools named.
+
+    Args:
+        names: `python`, `brave`, `wolfram`, `calculator`, a Python file whose public functions are tools, or
+            `mcp:COMMAND` or `mcp:URL`, a server of the Model Context Protocol.
+        limits: of python.
+        brave_key, wolfram_key: a key, or a file that holds it; by default BRAVE_API_KEY and WOLFRAM_APP_ID.
+    """
     tools: list[Tool] = []
+    owned: list[Closable] = []
     for name in names:
         if name == "calculator":
             tools.append(CALCULATOR)
-        elif name.endswith(".py"):
+        elif name.endswith(".py") and not name.startswith("mcp:"):
             tools += load_tools(Path(name))
-        else:
-            raise PunaError(f"tool {name!r}: name calculator or a Python file")
-    return Toolbox(tools)
+        elif name != "python":
+            raise PunaError(f"tool {name!r}: name {KINDS}")
+    return Toolbox(tools, (limits or Limits()) if "python" in names else None, owned)
