@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from puna.errors import PunaError
+from puna.log import Log
+from puna.recipe import Training
 from puna.text.chat import Chat, Message, Rendered, render
 from puna.text.tokenizer import Tokenizer
 
@@ -21,6 +23,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(value, dict):
                 raise PunaError(f"{path} line {number} is not an object: {line[:60]!r}")
             yield value
+
+
+def trained_tokens(knobs: Training, log: Log) -> int:
+    """Tokens of all steps of a training that has ended, padding included."""
+    return int(log.last("step", 1)) * knobs.batch_tokens
 
 
 def to_chat(line: dict[str, Any]) -> Chat:

@@ -5,11 +5,10 @@ wrong, and a reply that tells the result to one that does not. The loss is DPO's
 special tokens, as the paper masks header and termination tokens, plus 0.2 of the likelihood of the chosen response.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,8 @@ from puna.infer.engine import Engine, Sampling
 from puna.infer.pool import run_jobs
 from puna.log import Log
 from puna.model.weights import load_hf
-from puna.posttrain.chats import read_jsonl
+from puna.posttrain.chats import read_jsonl, trained_tokens
+from puna.posttrain.preferences import Pair, pair_lines, read_pairs
 from puna.recipe import Dpo, Recipe
 from puna.run import figure, work_folder, write_text
 from puna.text.chat import Chat, Message, parse, render
@@ -35,36 +35,36 @@ JOB = 128
 """Problems that are sampled together."""
 
 
-class Pair(NamedTuple):
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-
-
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
     """Chat model and problems -> a chat model that prefers what works, and pairs.jsonl, what it learned that from."""
-    knobs, work = recipe.dpo, work_folder(out)
-    path = work / "pairs.jsonl"
+    path = work_folder(out) / "pairs.jsonl"
     if not path.exists():
-        found = sample_pairs(recipe, inputs, log)
-        write_text(path, "".join(json.dumps(pair._asdict()) + "\n" for pair in found))
-    pairs = [Pair(**line) for line in read_jsonl(path)]
+        write_text(path, pair_lines(sample_pairs(recipe, inputs, log)))
+    metrics = fit(recipe.dpo, recipe.seed, inputs["sft"], path, out, log)
+    shutil.copyfile(path, out / "pairs.jsonl")
+    return metrics
+
+
+def fit(knobs: Dpo, seed: int, base: Path, path: Path, out: Path, log: Log) -> dict[str, Any]:
+    """A chat model and a file of pairs -> a chat model that prefers what was chosen."""
+    pairs, tokenizer = read_pairs(path), Tokenizer.load(base)
     if len(pairs) < knobs.batch_rows:
         log.message(
             f"only {len(pairs)} preference pairs, fewer than dpo.batch_rows = {knobs.batch_rows}: the model is nearly "
             "always right or nearly always wrong, and goes on as it is; more pairs come from a higher "
             "synthesize.preference_problems or dpo.samples"
         )
-        save_model(load_hf(inputs["sft"]), Tokenizer.load(inputs["sft"]), out)
-        shutil.copyfile(path, out / "pairs.jsonl")
+        save_model(load_hf(base), tokenizer, out)
         return {"dpo.pairs": figure(len(pairs))}
-    tokenizer = Tokenizer.load(inputs["sft"])
-    if not (work / "reference.npy").exists():
-        batches = Preferences(pairs, None, knobs, tokenizer, recipe.seed)
-        save_reference(batches, inputs["sft"], work / "reference.npy", log)
-    launch(_train, count_processes(knobs), recipe, inputs, out, log)
-    shutil.copyfile(path, out / "pairs.jsonl")
-    return {"dpo.pairs": figure(len(pairs)), "dpo.loss": figure(round(log.last("loss", 10), 4))}
+    reference = work_folder(out) / "reference.npy"
+    if not reference.exists():
+        save_reference(Preferences(pairs, None, knobs, tokenizer, seed), base, reference, log)
+    launch(_train, count_processes(knobs), knobs, seed, base, path, out, log)
+    return {
+        "dpo.pairs": figure(len(pairs)),
+        "dpo.loss": figure(round(log.last("loss", 10), 4)),
+        "dpo.tokens": figure(trained_tokens(knobs, log)),
+    }
 
 
 def sample_pairs(recipe: Recipe, inputs: dict[str, Path], log: Log) -> list[Pair]:
@@ -142,7 +142,7 @@ class Preferences:
             knobs.seq_len,
             tokenizer.pad_id,
         )
-        self.special = torch.tensor(sorted(tokenizer.special.values()))
+        self.mask_format, self.special = knobs.mask_format, torch.tensor(sorted(tokenizer.special.values()))
         self.orders = [rng(seed, "pairs", epoch).permutation(len(pairs)) for epoch in range(knobs.epochs)]
 
     def __len__(self) -> int:
@@ -158,7 +158,9 @@ class Preferences:
             masks = [[False] * len(pair.prompt) + [True] * len(end) for end in (pair.chosen, pair.rejected)]
             rows.append([(pair.prompt + pair.chosen, masks[0]), (pair.prompt + pair.rejected, masks[1])])
         batch = lay_out(rows, self.seq_len, self.pad_id)
-        batch.scored = (batch.labels != IGNORE) & ~torch.isin(batch.labels, self.special)
+        batch.scored = batch.labels != IGNORE
+        if self.mask_format:
+            batch.scored &= ~torch.isin(batch.labels, self.special)
         if self.reference is not None:
             batch.reference = torch.from_numpy(self.reference[list(places)])
         return batch
@@ -180,12 +182,10 @@ def save_reference(batches: Preferences, model_folder: Path, path: Path, log: Lo
     aside.replace(path)
 
 
-def _train(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> None:
-    knobs, work = recipe.dpo, work_folder(out)
-    tokenizer = Tokenizer.load(inputs["sft"])
-    pairs = [Pair(**line) for line in read_jsonl(work / "pairs.jsonl")]
-    batches = Preferences(pairs, np.load(work / "reference.npy"), knobs, tokenizer, recipe.seed)
-    model = load_hf(inputs["sft"], dtype=torch.float32)
+def _train(world: World, knobs: Dpo, seed: int, base: Path, path: Path, out: Path, log: Log) -> None:
+    work, tokenizer = work_folder(out), Tokenizer.load(base)
+    batches = Preferences(read_pairs(path), np.load(work / "reference.npy"), knobs, tokenizer, seed)
+    model = load_hf(base, dtype=torch.float32)
     train(model, batches, Preference(knobs.beta, knobs.nll), knobs, world, work, log, "DPO")
     if world.rank == 0:
         save_model(model, tokenizer, out)

@@ -7,7 +7,7 @@ from the paper (arXiv 2407.21783) names its section; every other default is ours
 
 from puna.recipe.corpus import Corpus, Heuristics, PersonalData, Tokenizer
 from puna.recipe.extend import Extend
-from puna.recipe.posttrain import Dpo, Evals, Sft, Synthesize
+from puna.recipe.posttrain import Dpo, Evals, Posttrain, Reward, Sft, Synthesize
 from puna.recipe.recipe import Recipe, knob_names, load_recipe, nearest_knob, parse_recipe
 from puna.recipe.scaling import Scaling
 from puna.recipe.training import Model, Pretrain, Training
@@ -20,8 +20,10 @@ __all__ = [
     "Heuristics",
     "Model",
     "PersonalData",
+    "Posttrain",
     "Pretrain",
     "Recipe",
+    "Reward",
     "Scaling",
     "Sft",
     "Synthesize",

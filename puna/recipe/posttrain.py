@@ -1,6 +1,8 @@
-"""From a base model to a measured chat model: the [synthesize], [sft], [dpo] and [evals] sections."""
+"""From a base model to a measured chat model: [synthesize], [sft], [reward], [dpo], [posttrain] and [evals]."""
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from puna.recipe.knobs import Knobs
 from puna.recipe.training import Training
@@ -25,6 +27,14 @@ class Synthesize(Knobs):
     """Questions of each kind on held-out documents, for evaluation."""
     max_operand: int = Field(99, ge=9)
     """Operands are drawn from 0 to this."""
+    call_chats: int = Field(0, ge=0)
+    """Dialogues of single, nested, parallel and no calls that [posttrain] begins with, made by rule."""
+    call_prompts: int = Field(0, ge=0)
+    """Problems of these kinds, in equal parts, that the rounds divide between them and sample from."""
+    call_validation: int = Field(1_000, ge=4)
+    """Held-out problems of these kinds that decide what a round keeps."""
+    call_held_out: int = Field(4_000, ge=4)
+    """Held-out problems of these kinds that nothing is decided by: what is reported."""
 
 
 class Sft(Training):
@@ -36,6 +46,46 @@ class Sft(Training):
     peak_lr: float = Field(1e-5, gt=0)
     """Section 4.1.3."""
     warmup_steps: int = Field(100, ge=0)
+
+
+class Reward(Training):
+    """The reward model: ranked answers to a prompt (section 4.1.2). The paper gives no hyper-parameters for it."""
+
+    seq_len: int = Field(8192, ge=8)
+    batch_rows: int = Field(64, ge=1)
+    epochs: int = Field(1, ge=1)
+    peak_lr: float = Field(1e-5, gt=0)
+    warmup_steps: int = Field(10, ge=0)
+
+
+class Posttrain(Knobs):
+    """Post-training in rounds of reward model, rejection sampling, SFT and DPO (section 4.1)."""
+
+    rounds: int = Field(0, ge=0)
+    """Rounds (the paper has six, section 4.1.6); with 0 the stage `rounds` is made only when it is named."""
+    samples: int = Field(10, ge=2, le=63)
+    """Responses sampled for a prompt (10 to 30, section 4.2.2)."""
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: int = Field(64, ge=1)
+    """Longest sampled response."""
+    choose: Literal["reward", "execution"] = "reward"
+    """What picks the response that SFT learns: the reward model, if it beats a random pick on held-out prompts, or
+    the first that is right when its calls are executed. For tool use the paper samples without a reward model."""
+    pairs_per_prompt: int = Field(2, ge=1)
+    """Preference pairs from the responses to a prompt, at most."""
+    average: list[float] = Field([1.0, 0.5], min_length=1)
+    """The models that are averaged at each stage (section 4.1.5), each by its multiple of the stage's peak_lr; each
+    has an order of the data of its own."""
+
+    controls: bool = False
+    """Train, too, what the rounds are compared with: SFT on the first chats alone at equal compute, and SFT without
+    the tool at equal tokens."""
+
+    @model_validator(mode="after")
+    def multiples_are_positive(self) -> "Posttrain":
+        if min(self.average) <= 0:
+            raise ValueError(f"average={self.average}: multiples of a learning rate are above 0")
+        return self
 
 
 class Dpo(Training):
@@ -53,6 +103,8 @@ class Dpo(Training):
     """Section 4.1.4."""
     nll: float = Field(0.2, ge=0)
     """Weight of the negative log-likelihood of the chosen response (section 4.1.4)."""
+    mask_format: bool = True
+    """Leave header and termination tokens out of the preference in both responses (section 4.1.4)."""
     samples: int = Field(8, ge=2)
     """Responses sampled for each problem."""
     temperature: float = Field(1.0, gt=0)

@@ -44,15 +44,19 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """As block_attention, for a mask that divides each row into documents, each causal."""
+    """As block_attention, for a mask that divides each row into documents; within one it may leave out more."""
     B, heads, S, D = q.shape
-    starts = F.pad(~mask[:, 0].diagonal(-1, 1, 2), (1, 0), value=True).flatten().nonzero().flatten()
-    lengths = torch.diff(starts, append=starts.new_tensor([B * S])).tolist()
-    documents = zip(*(x.transpose(1, 2).flatten(0, 1).split(lengths) for x in (q, k, v)))  # [tokens, heads, D] each
-    parts = [
-        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in qkv), is_causal=True, enable_gqa=True)
-        for qkv in documents
-    ]
+    seen = mask[:, 0].sum(-1).flatten()  # by each token; only the first of a document sees but itself
+    starts = (seen == 1).nonzero().flatten()
+    lengths = torch.diff(starts, append=starts.new_tensor([B * S]))
+    causal = (seen[starts + lengths - 1] == lengths).tolist()
+    documents = zip(*(x.transpose(1, 2).flatten(0, 1).split(lengths.tolist()) for x in (q, k, v)))
+    parts = []
+    for start, qkv, plain in zip(starts.tolist(), documents, causal):  # [tokens, heads, D] each
+        here = slice(start % S, start % S + len(qkv[0]))
+        own = None if plain else mask[start // S, :, here, here]
+        qkv = [x.transpose(0, 1)[None] for x in qkv]
+        parts.append(F.scaled_dot_product_attention(*qkv, attn_mask=own, is_causal=plain, enable_gqa=True))
     return torch.cat(parts, dim=2).view(heads, B, S, D).transpose(0, 1)
 
 

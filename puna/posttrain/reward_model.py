@@ -1,0 +1,165 @@
+"""The reward model: a Llama whose output is one number, and the scorer that reads chats with it (section 4.1.2).
+
+A conversation is laid out as its prompt and then its responses, one after the other in one row: "branches". Each
+response sees the prompt and itself only, and its positions go on from the prompt's, so that its score is what it would
+be in a row of its own while the prompt is read once.
+
+On disk it is a Hugging Face directory of a LlamaForSequenceClassification with one label, which scores the last token.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from puna.errors import PunaError
+from puna.model.llama import Cache, Llama, LlamaConfig
+from puna.model.weights import _config_from_hf, _config_to_hf, check_tensors, read_json, write_json
+from puna.text.chat import Chat, render
+from puna.text.tokenizer import Tokenizer
+
+BRANCHES = 64
+"""Numbers that a conversation takes: branch 0 is its prompt, the others are responses."""
+ARCHITECTURE = "LlamaForSequenceClassification"
+
+
+class RewardModel(Llama):
+    """A Llama with a scalar head: `lm_head`, as the training loop calls an output matrix, is `score` [1, dim]."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        del self._modules["lm_head"]
+        self.score = nn.Linear(config.dim, 1, bias=False)
+
+    @property
+    def lm_head(self) -> nn.Linear:
+        return self.score
+
+    @lm_head.setter
+    def lm_head(self, value: nn.Linear) -> None:
+        self._modules["lm_head"] = value  # while Llama is being made
+
+    @classmethod
+    def from_language_model(cls, model: Llama) -> Self:
+        """The same transformer, every score zero."""
+        reward = cls(model.config)
+        state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("lm_head.")}
+        reward.load_state_dict(state | {"score.weight": torch.zeros(1, model.config.dim)})
+        return reward
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """As Llama's, with `documents` [B, S] of the form conversation * BRANCHES + branch."""
+        if documents is None:
+            return super().hidden(tokens, positions, mask=mask, cache=cache)
+        mask = branch_mask(documents)
+        return super().hidden(tokens, mask[:, 0].sum(-1) - 1, mask=mask)  # as many tokens before it as it sees
+
+
+def branch_mask(documents: Tensor) -> Tensor:
+    """Boolean mask [B, 1, S, S]: a token may attend to its conversation's prompt and its own branch before it."""
+    conversation, branch = documents // BRANCHES, documents % BRANCHES
+    same = conversation[:, None, :, None] == conversation[:, None, None, :]
+    own = branch[:, None, :, None] == branch[:, None, None, :]
+    return (same & (own | (branch == 0)[:, None, None, :])).tril()
+
+
+def save_reward(
+    model: RewardModel, tokenizer: Tokenizer, directory: str | Path, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Write a Hugging Face directory that transformers loads as a sequence classifier."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {_hf_name(name): tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
+    save_file(state, directory / "model.safetensors", {"format": "pt"})
+    labels = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+    config = _config_to_hf(model.config, dtype) | {"architectures": [ARCHITECTURE], "pad_token_id": tokenizer.pad_id}
+    write_json(directory / "config.json", config | labels)
+    tokenizer.save(directory, chat=True)
+
+
+def load_reward(directory: str | Path, dtype: torch.dtype | None = None) -> RewardModel:
+    """The model that `save_reward` wrote; `dtype` None keeps the file's."""
+    directory = Path(directory)
+    raw = read_json(directory / "config.json")
+    if raw.get("architectures") != [ARCHITECTURE]:
+        raise PunaError(f"{directory} is of architecture {raw.get('architectures')}, a reward model of {ARCHITECTURE}")
+    model = RewardModel(_config_from_hf(raw | {"architectures": None}, directory / "config.json"))
+    path = directory / "model.safetensors"
+    if not path.is_file():
+        raise PunaError(f"{directory} has no model.safetensors; the folder of a reward model has one")
+    state = load_file(path)
+    expected = {_hf_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_tensors({name: (tuple(tensor.shape), path) for name, tensor in state.items()}, expected, directory)
+    state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    model.load_state_dict(state, assign=True)
+    return model.to(dtype)
+
+
+def _hf_name(name: str) -> str:
+    return name if name == "score.weight" else f"model.{name}"
+
+
+class Scorer:
+    """Scores chats, higher is better. The numbers compare answers to one prompt; they have no unit."""
+
+    def __init__(self, model: RewardModel, tokenizer: Tokenizer) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Scorer":
+        """A scorer from a Hugging Face directory: fp32 on a CPU, bf16 on a GPU."""
+        device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+        return cls(load_reward(directory, dtype).to(device), Tokenizer.load(directory))
+
+    def score(self, chats: Sequence[Chat]) -> list[float]:
+        """The score of each chat's last message, which has to be the assistant's."""
+        for number, chat in enumerate(chats):
+            if not chat.messages or chat.messages[-1].role != "assistant":
+                raise PunaError(f"chat {number} does not end with the assistant's message, which is what is scored")
+        rows = [render(chat, self.tokenizer).ids for chat in chats]
+        return [score for (score,) in self.score_responses([(row[:1], [row[1:]]) for row in rows])]
+
+    @torch.inference_mode()
+    def score_responses(
+        self, conversations: Sequence[tuple[list[int], Sequence[list[int]]]], tokens: int = 8192
+    ) -> list[list[float]]:
+        """The score of every response of (prompt ids, [response ids]); about so many tokens at once."""
+        device = self.model.score.weight.device
+        sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in conversations]
+        order = sorted(range(len(sizes)), key=lambda i: sizes[i])
+        scores: list[list[float]] = [[] for _ in sizes]
+        while order:
+            count = max(1, tokens // sizes[order[0]])
+            while count > 1 and count * sizes[order[:count][-1]] > tokens:
+                count -= 1
+            numbers, order = order[:count], order[count:]
+            room = sizes[numbers[-1]]
+            rows = [branches(*conversations[i]) for i in numbers]
+            ids = torch.tensor([row + [0] * (room - len(row)) for row, _, _ in rows], device=device)
+            documents = [row + [BRANCHES] * (room - len(row)) for _, row, _ in rows]
+            hidden = self.model.hidden(ids, documents=torch.tensor(documents, device=device))
+            for i, values, (_, _, ends) in zip(numbers, self.model.score(hidden)[:, :, 0].float(), rows):
+                scores[i] = values[ends].tolist()
+        return scores
+
+
+def branches(prompt: list[int], responses: Sequence[list[int]]) -> tuple[list[int], list[int], list[int]]:
+    """A conversation as a row: its ids, the branch of each, and the place of each response's last token."""
+    if not prompt or not all(responses) or len(responses) >= BRANCHES:
+        raise PunaError(f"a prompt and 1 to {BRANCHES - 1} responses are scored together, none of them empty")
+    ids, numbers, ends = list(prompt), [0] * len(prompt), []
+    for number, response in enumerate(responses, 1):
+        ids += response
+        numbers += [number] * len(response)
+        ends.append(len(ids) - 1)
+    return ids, numbers, ends
