@@ -9,10 +9,13 @@ import torch
 from puna.errors import PunaError
 from puna.log import Log
 from puna.model.llama import PRESETS, Llama, LlamaConfig, count_parameters
-from puna.recipe import Model, Recipe
+from puna.recipe import Model, Pretrain, Recipe
 from puna.run import figure, work_folder
+from puna.text.needle import NeedleMaker
 from puna.text.tokenizer import Tokenizer
-from puna.train.batches import Shards, blends_of
+from puna.train.average import WeightAverage
+from puna.train.batches import Batches, Shards, blends_of
+from puna.train.haystacks import Haystacks
 from puna.train.launch import World, count_processes, launch
 from puna.train.loop import train, use_compile
 from puna.train.losses import NextToken
@@ -23,9 +26,10 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     """Shards and tokenizer -> a base model, as a Hugging Face directory."""
     launch(_train, count_processes(recipe.pretrain), recipe, inputs, out, log)
     config = model_config(recipe.model, Tokenizer.load(inputs["tokenizer"]).vocab_size)
+    tokens = sum(stretch.steps * stretch.batch_tokens for stretch in recipe.pretrain.stretches(0))
     return {
         "pretrain.parameters": figure(count_parameters(config)),
-        "pretrain.tokens": figure(recipe.pretrain.steps * recipe.pretrain.batch_tokens, "tokens"),
+        "pretrain.tokens": figure(tokens, "tokens"),
         "pretrain.loss": figure(round(log.last("loss", 50), 4), "nats/token"),
     }
 
@@ -38,12 +42,41 @@ def model_config(knobs: Model, vocab_size: int) -> LlamaConfig:
 
 
 def _train(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> None:
-    knobs = recipe.pretrain
     tokenizer = Tokenizer.load(inputs["tokenizer"])
     model = Llama(model_config(recipe.model, tokenizer.vocab_size))
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
-    batches = Shards(inputs["shards"], blends_of(knobs), knobs.seq_len, knobs.max_epochs, tokenizer.bos_id, recipe.seed)
-    loss = NextToken(compiled=use_compile(knobs, world.device))
-    train(model, batches, loss, knobs, world, work_folder(out), log, "pretraining")
+    train_on(inputs["shards"], model, tokenizer, recipe.pretrain, recipe.seed, world, work_folder(out), log)
     if world.rank == 0:
         save_model(model, tokenizer, out, chat=False)
+
+
+def train_on(
+    shards: Path,
+    model: Llama,
+    tokenizer: Tokenizer,
+    knobs: Pretrain,
+    seed: int,
+    world: World,
+    work: Path,
+    log: Log,
+    name: str = "pretraining",
+) -> None:
+    """Train the model on the shards as the knobs say; it ends with the mean of its weights where they ask for that."""
+    batches: Batches = Shards(
+        shards,
+        blends_of(knobs),
+        knobs.seq_len,
+        knobs.max_epochs,
+        tokenizer.bos_id,
+        seed,
+        stretches=knobs.stretches(0),
+    )
+    if knobs.needle_share:
+        batches = Haystacks(batches, NeedleMaker(tokenizer), knobs.needle_share, seed)
+    average = None
+    if knobs.average:
+        average = WeightAverage(model, world, work / "average", knobs.steps, knobs.anneal_steps, knobs.average)
+    loss = NextToken(compiled=use_compile(knobs, world.device))
+    train(model, batches, loss, knobs, world, work, log, name, after_step=average)
+    if average:
+        average.apply()

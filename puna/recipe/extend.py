@@ -18,15 +18,15 @@ class Extend(Knobs):
     8,192 to 131,072 and does not print those between."""
     tokens: int = Field(133_000_000_000, ge=1)
     """Training tokens before a stage is at its gate (about 800B in six stages, section 3.4.2)."""
-    rounds: int = Field(1, ge=1)
-    """How often a stage that fails at its gate is trained on and tried again, the first time included. The paper goes
-    on until the model has adapted."""
+    attempts: int = Field(1, ge=1)
+    """How often a stage may come to its gate, with as many tokens before each time; the paper goes on until the model
+    has adapted. It cannot change a model that passes: a failed stage goes on when this is raised."""
     batch_tokens: int = Field(16_777_216, ge=1)
     """Tokens of a step, one row at least (table 4)."""
     peak_lr: float = Field(8e-7, gt=0)
     """Learning rate of the stages, constant after the warm-up: the end of the cosine (section 3.4.1)."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps of linear warm-up in every round; the optimizer starts anew."""
+    """Steps of linear warm-up before every gate; the optimizer starts anew."""
     needle_share: float = Field(0.0, ge=0, lt=1)
     """As `pretrain.needle_share`."""
     compile: Literal["auto", "on", "off"] = "auto"

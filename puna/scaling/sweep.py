@@ -13,7 +13,6 @@ that are missing and fits the law.
 
 import fcntl
 import json
-import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -28,19 +27,17 @@ import torch
 
 from puna.errors import PunaError
 from puna.log import Log
-from puna.machine import physical_cores, training_dtype
+from puna.machine import physical_cores
 from puna.model.llama import Llama
-from puna.recipe import Recipe, Training
+from puna.recipe import Recipe
 from puna.run import read_manifest, write_text
 from puna.scaling.ladder import SweepRun, plan_runs
 from puna.text.tokenizer import Tokenizer
-from puna.train.batches import IGNORE, Blend, Shards
+from puna.train.batches import Shards
+from puna.train.held_out import held_out_loss
 from puna.train.launch import World, end_with, launch
 from puna.train.loop import train, use_compile
-from puna.train.losses import NextToken, token_log_probs
-
-HELD_OUT_ROWS = 16
-"""Rows of held-out text that go through a model at once."""
+from puna.train.losses import NextToken
 
 
 def sweep_runs(recipe: Recipe, inputs: dict[str, Path]) -> list[SweepRun]:
@@ -126,37 +123,6 @@ def _train_and_score(world: World, run: SweepRun, inputs: dict[str, Path], work:
         scores = held_out_loss(model, tokenizer, shards, run.held_out_tokens, world.device, options)
         result = {"failed": None, **scores}
     write_text(work / "result.json", json.dumps(run.describe() | result, indent=1) + "\n")
-
-
-@torch.no_grad()
-def held_out_loss(
-    model: Llama, tokenizer: Tokenizer, shards: Path, limit: int, device: torch.device, options: Training
-) -> dict[str, float]:
-    """Loss in nats a token, and bits a byte, on about `limit` held-out tokens: rows drawn from all documents, the
-    same for every model. A byte counts where its token is predicted; end_of_text is predicted and has none."""
-    seq_len = options.seq_len
-    available = json.loads((shards / "shards.json").read_text())["held_out"]["tokens"]
-    rows = min(available - 1, limit) // seq_len
-    if rows == 0:
-        raise PunaError(
-            f"{min(available, limit):,} held-out tokens do not fill a row of scaling.seq_len = {seq_len}; raise "
-            f"scaling.held_out_tokens ({limit:,}) or corpus.held_out"
-        )
-    held_out = Shards(shards, [Blend(rows, {"held_out": 1.0})], seq_len, 1.0, tokenizer.bos_id, seed=0)
-    lengths = torch.zeros(tokenizer.vocab_size, dtype=torch.int64)
-    for token, number in tokenizer.ranks.items():
-        lengths[number] = len(token)
-    nats, tokens, size = 0.0, 0, 0
-    dtype = training_dtype(options, device)
-    for first in range(0, rows, HELD_OUT_ROWS):
-        batch = held_out.rows(range(first, min(rows, first + HELD_OUT_ROWS))).to(device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            hidden = model.hidden(batch.tokens, documents=batch.documents)
-            nats -= token_log_probs(hidden.flatten(0, 1), model.lm_head.weight, batch.labels.flatten()).sum().item()
-        predicted = batch.labels[batch.labels != IGNORE]
-        tokens += predicted.numel()
-        size += int(lengths[predicted.cpu()].sum())
-    return {"loss": nats / tokens, "bits_per_byte": nats / math.log(2) / size}
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

@@ -94,15 +94,24 @@ class Shards:
     """Token files of the corpus as training rows, mixed by weights, each piece shuffled by rows in every epoch.
 
     A row is seq_len tokens and the one after; rows of a part do not overlap, so that no token is trained on twice in
-    an epoch. The blends come one after the other, and the epochs of a document go on through all of them. What would
-    be read more than `max_epochs` times is capped and its share goes to the rest of its part, then to other parts;
-    the last blend is served first.
+    an epoch. Where `stretches` of the training have shorter rows, such a row is a part of a row of seq_len tokens.
+    The blends come one after the other, and the epochs of a document go on through all of them. What would be read
+    more than `max_epochs` times is capped and its share goes to the rest of its part, then to other parts; the last
+    blend is served first.
     """
 
     def __init__(
-        self, folder: Path, blends: Sequence[Blend], seq_len: int, max_epochs: float, bos_id: int, seed: int
+        self,
+        folder: Path,
+        blends: Sequence[Blend],
+        seq_len: int,
+        max_epochs: float,
+        bos_id: int,
+        seed: int,
+        stretches: Sequence[Stretch] = (),
     ) -> None:
         self.seq_len, self.bos_id, self.seed = seq_len, bos_id, seed
+        self.stretches = stretches
         parts = {part: None for blend in blends for part, share in blend.mix.items() if share > 0}
         self.tokens = {part: read_tokens(folder, part) for part in parts}
         lengths = {part: len(tokens) for part, tokens in self.tokens.items()}
@@ -120,7 +129,7 @@ class Shards:
         self._permutations: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
-        return len(self._piece)
+        return sum(each.steps * each.batch_rows for each in self.stretches) or len(self._piece)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -138,19 +147,43 @@ class Shards:
         return Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (tokens, labels, documents)))
 
     def _row(self, number: int) -> np.ndarray:
+        """The tokens of a row and the one after, [its length + 1] int64."""
+        number, part, seq_len = place_in(number, self.stretches) if self.stretches else (number, 0, self.seq_len)
         which = int(self._piece[number])
         piece = self.pieces[which]
         epoch, place = divmod(int(self._nth[number]), piece.rows)
         if (which, epoch) not in self._permutations:
             item = ("rows", piece.part, *([piece.start] if piece.start else []), epoch)
             self._permutations[which, epoch] = rng(self.seed, *item).permutation(piece.rows)
-        start = piece.start + int(self._permutations[which, epoch][place]) * self.seq_len
-        return self.tokens[piece.part][start : start + self.seq_len + 1].astype(np.int64)
+        start = piece.start + int(self._permutations[which, epoch][place]) * self.seq_len + part * seq_len
+        return self.tokens[piece.part][start : start + seq_len + 1].astype(np.int64)
+
+
+def place_in(number: int, stretches: Sequence[Stretch]) -> tuple[int, int, int]:
+    """Where a row of a training lies: (the number of a row of the longest length, which part of it, its own length).
+
+    A stretch of shorter rows first takes the first part of all the rows that it divides, then the second, and so on:
+    the parts of a row, which are often of one document, are far from each other.
+    """
+    first = 0
+    for each, whole in zip(stretches, whole_rows(stretches)):
+        if number < each.steps * each.batch_rows:
+            part, place = divmod(number, whole)
+            return first + place, part, each.seq_len
+        number -= each.steps * each.batch_rows
+        first += whole
+    raise IndexError("a row after the last one")
+
+
+def whole_rows(stretches: Sequence[Stretch]) -> list[int]:
+    """How many rows of the longest length each stretch takes."""
+    longest = stretches[-1].seq_len
+    return [-(-each.steps * each.batch_rows * each.seq_len // longest) for each in stretches]
 
 
 def blends_of(knobs: Pretrain) -> list[Blend]:
     """The rows of all steps of pretraining: the mix, and after it that of the anneal."""
-    rows = knobs.steps * knobs.batch_rows
+    rows = sum(whole_rows(knobs.stretches(0)))
     anneal = min(rows, knobs.anneal_tokens // knobs.seq_len)
     last = Blend(anneal, knobs.anneal_mix or knobs.mix, knobs.anneal_weights or knobs.weights)
     return [Blend(rows - anneal, knobs.mix, knobs.weights), *([last] if anneal else [])]

@@ -1,0 +1,42 @@
+"""Training rows that must be read from end to end: some rows of the shards become haystacks with needles."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from puna.text.needle import NeedleMaker
+from puna.train.batches import IGNORE, Batch, Batches, rng
+
+
+class Haystacks:
+    """Rows of `batches`, of which about a `share` are made into haystacks, each of its own text as one document.
+
+    Which rows and where their needles lie depends on the seed and the row's number, so the row number stays the whole
+    state of the loader. A row gets any number of needles from one to what leaves half of it to text. The keys and
+    values are not learnt where nothing foretells them.
+    """
+
+    def __init__(self, batches: Batches, needles: NeedleMaker, share: float, seed: int) -> None:
+        self.batches, self.needles, self.share, self.seed = batches, needles, share, seed
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def rows(self, numbers: Sequence[int]) -> Batch:
+        batch = self.batches.rows(numbers)
+        for place, number in enumerate(numbers):
+            random = rng(self.seed, "haystack", number)
+            if random.random() < self.share:
+                self._bury(batch, place, random)
+        return batch
+
+    def _bury(self, batch: Batch, place: int, random: np.random.Generator) -> None:
+        row = batch.tokens[place].numpy()
+        length = len(row) + 1  # the last label is a token, too
+        most = max(1, length // (4 * self.needles.needle_tokens))
+        made = self.needles.make(row, length, random.random(random.integers(1, most + 1)), random)
+        labels = np.where(made.hidden, IGNORE, made.tokens)[1:]
+        batch.tokens[place] = torch.from_numpy(made.tokens[:-1])
+        batch.labels[place] = torch.from_numpy(labels)
+        batch.documents[place] = 0

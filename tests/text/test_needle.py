@@ -1,0 +1,80 @@
+"""Haystacks: needles lie where they were asked for, every question has one answer, and only one."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from puna.errors import PunaError
+from puna.text.needle import NeedleMaker
+from puna.text.tokenizer import Tokenizer
+from puna.text.tokenizer_files import special_names
+
+
+@pytest.fixture(scope="module")
+def needles(word_tokenizer: Tokenizer) -> NeedleMaker:
+    return NeedleMaker(word_tokenizer)
+
+
+def text(length: int, seed: int = 0) -> np.ndarray:
+    """Bytes of letters, with documents' ends among them."""
+    tokens = np.random.default_rng(seed).integers(97, 123, length)
+    tokens[::50] = 256 + 140
+    return tokens
+
+
+def test_a_haystack_reads_as_it_should(needles: NeedleMaker, word_tokenizer: Tokenizer):
+    made = needles.make(text(300), 200, [0.0, 0.5, 1.0], np.random.default_rng(3))
+    assert len(made.tokens) == 200
+    words = word_tokenizer.decode(made.tokens.tolist())
+    facts = re.findall("\nRemember( [a-z]{3} [a-z]{3})\\.", words)
+    assert sorted(facts[:3]) == sorted(facts[3:])
+    assert words.startswith("<|begin_of_text|>\nRemember" + facts[0])
+    assert words.endswith("".join(f"\nRemember{fact}." for fact in facts[2:]))  # the last needle ends the text
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(300, 900), st.integers(0, 99))
+def test_every_answer_stands_once_before_its_question(
+    needles: NeedleMaker, depths: list[float], length: int, seed: int
+):
+    made = needles.make(text(1000, seed), length, depths, np.random.default_rng(seed))
+    tokens = made.tokens
+    assert len(tokens) == length
+    assert not (tokens[1:] == needles.bos_id).any()
+    asked_from = length - len(depths) * needles.needle_tokens
+    for depth, place in zip(made.depths, made.answers):
+        assert place > asked_from
+        key, value = tokens[place - 1], tokens[place]
+        [told] = np.flatnonzero(tokens[:asked_from] == key)  # a key is nowhere else
+        assert tokens[told + 1] == value
+        around = 1 + depth * (asked_from - 1 - len(depths) * needles.needle_tokens)
+        assert 0 <= told - around <= len(depths) * needles.needle_tokens
+        assert made.hidden[[told, told + 1, place - 1]].all()
+        assert not made.hidden[place]
+    assert made.hidden.sum() == 3 * len(depths)
+
+
+def test_draws_depend_on_the_generator_alone(needles: NeedleMaker):
+    one, again, other = (needles.make(text(500), 400, [0.2, 0.7], np.random.default_rng(s)) for s in (1, 1, 2))
+    assert np.array_equal(one.tokens, again.tokens)
+    assert not np.array_equal(one.tokens, other.tokens)
+
+
+def test_a_text_too_short_is_repeated_and_one_full_of_words_has_its_rarest_for_keys(needles: NeedleMaker):
+    made = needles.make(text(40), 400, [0.5], np.random.default_rng(0))
+    assert len(made.tokens) == 400
+    common = np.concatenate([needles.words, needles.words[5:]])
+    length = len(common) + 1 + 2 * 5 * needles.needle_tokens
+    made = needles.make(common, length, [0, 0.25, 0.5, 0.75, 1], np.random.default_rng(0))
+    assert set(made.tokens[made.answers - 1]) == set(needles.words[:5])
+
+
+def test_what_cannot_be_made_is_named(needles: NeedleMaker):
+    with pytest.raises(PunaError, match=r"9 needles of \d+ tokens, asked for, do not fit into 100 tokens"):
+        needles.make(text(300), 100, [0.5] * 9, np.random.default_rng(0))
+    small = Tokenizer({bytes([i]): i for i in range(256)}, special_names(16))
+    with pytest.raises(PunaError, match=r"128 entries .* it has 0; raise tokenizer.vocab_size"):
+        NeedleMaker(small)

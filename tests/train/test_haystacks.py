@@ -1,0 +1,48 @@
+"""Rows that become haystacks: as many as asked for, the same whoever asks, learnt where they can be foretold."""
+
+import numpy as np
+import pytest
+import torch
+
+from puna.text.needle import NeedleMaker
+from puna.text.tokenizer import Tokenizer
+from puna.train.batches import IGNORE
+from puna.train.haystacks import Haystacks
+
+from .conftest import RandomRows
+
+
+@pytest.fixture
+def haystacks(word_tokenizer: Tokenizer) -> Haystacks:
+    return Haystacks(RandomRows(200, 160, 250), NeedleMaker(word_tokenizer), 0.3, seed=4)
+
+
+def test_a_share_of_the_rows_become_haystacks_and_the_others_stay(haystacks: Haystacks):
+    batch, plain = haystacks.rows(range(200)), haystacks.batches.rows(range(200))
+    changed = (batch.tokens != plain.tokens).any(1)
+    assert 40 <= changed.sum() <= 80
+    assert torch.equal(batch.labels[~changed], plain.labels[~changed])
+    assert torch.equal(batch.documents[~changed], plain.documents[~changed])
+    assert not batch.documents[changed].any()  # one document, so that the question can see the needle
+    assert plain.documents[changed].any()
+
+
+def test_a_row_depends_on_the_seed_and_its_number_alone(haystacks: Haystacks):
+    together = haystacks.rows(range(20))
+    alone = [haystacks.rows([number]) for number in reversed(range(20))][::-1]
+    assert torch.equal(together.tokens, torch.cat([batch.tokens for batch in alone]))
+    assert torch.equal(together.labels, torch.cat([batch.labels for batch in alone]))
+    other = Haystacks(haystacks.batches, haystacks.needles, haystacks.share, seed=5).rows(range(20))
+    assert not torch.equal(together.tokens, other.tokens)
+
+
+def test_labels_are_the_following_tokens_but_for_what_nothing_foretells(haystacks: Haystacks):
+    batch, plain = haystacks.rows(range(200)), haystacks.batches.rows(range(200))
+    words = haystacks.needles.words
+    for row in (batch.tokens != plain.tokens).any(1).nonzero().flatten().tolist():
+        tokens, labels = batch.tokens[row, 1:].numpy(), batch.labels[row, :-1].numpy()
+        assert ((labels == tokens) | (labels == IGNORE)).all()
+        needles = np.isin(tokens, words).sum() / 4
+        assert needles in (1, 2, 3)  # of at most 161 // (4 * 12) needles, each with two words twice
+        assert (labels == IGNORE).sum() == 3 * needles
+        assert batch.labels[row, -1] == haystacks.needles.end[-1]
