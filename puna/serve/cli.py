@@ -51,7 +51,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     console.print(f"serving {', '.join(model.name for model in served)}", highlight=False)
     uvicorn.run(
-        app, host=host, port=port, access_log=False, log_config=None, server_header=False,
+        app, host=host, port=port, access_log=False, log_config=None, server_header=False, ws="none",
         timeout_graceful_shutdown=drain,
     )  # fmt: skip
 
