@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from puna.corpus.dedup import KEYS, find_duplicates
-from puna.corpus.lines import FrequentLines, count_lines, frequent_lines
+from puna.corpus.lines import FrequentLines, count_lines, frequent_lines, line_keys
 from puna.corpus.minhash import band_keys, jaccard, shingle_sets, text_keys
 from puna.recipe import Corpus
 
@@ -216,10 +216,21 @@ def line_speed(options: argparse.Namespace) -> None:
 def _lines_puna(documents: list[str], folder: Path, shard: int = 2000) -> list[str]:
     shards = [documents[start : start + shard] for start in range(0, len(documents), shard)]
     tables = [folder / f"{number}.lines" for number in range(len(shards))]
-    for texts, path in zip(shards, tables):
-        pq.write_table(count_lines(texts, ["en"] * len(texts), np.zeros(len(texts), np.int32)), path)
+    hashed = [folder / f"{number}.rows" for number in range(len(shards))]
+    for texts, path, rows in zip(shards, tables, hashed):
+        lines = line_keys(texts)
+        pq.write_table(count_lines(lines, ["en"] * len(texts), np.zeros(len(texts), np.int32)), path)
+        pq.write_table(pa.table({"lines": lines}), rows)
     frequent = FrequentLines(frequent_lines(tables, KNOBS, folder))
-    cut = (frequent.drop(texts, ["en"] * len(texts), np.zeros(len(texts), np.int32)) for texts in shards)
+    cut = (
+        frequent.drop(
+            texts,
+            pq.read_table(rows)["lines"].combine_chunks(),
+            ["en"] * len(texts),
+            np.zeros(len(texts), np.int32),
+        )
+        for texts, rows in zip(shards, hashed)
+    )
     return [text for texts in cut for text in texts]
 
 

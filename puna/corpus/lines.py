@@ -4,6 +4,7 @@ A line seen more than `line_repeats` times in a bucket of `line_bucket` document
 wherever it stands. Lines count without the spaces around them, and by a 64-bit hash: of a billion different lines,
 two share one by a chance of 3%.
 
+    line_keys                   shard by shard: the hashes of every text's lines, made once and kept
     count_lines                 shard by shard: (language, bucket, line, count)
     frequent_lines              over all shards, in DuckDB: the lines to drop
     FrequentLines(...).drop     shard by shard
@@ -28,15 +29,20 @@ BLANK = np.uint64(xxhash.xxh3_64_intdigest(b""))
 BLOCK = 1 << 16  # characters of the texts whose lines are hashed at once
 
 
-def line_keys(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """[lines of all texts] uint64, BLANK for those of spaces only, and [texts] int64 how many each has."""
-    keys, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+def line_keys(texts: Sequence[str]) -> pa.ListArray:
+    """[texts] lists of uint64, one for each line: BLANK for those of spaces only."""
+    keys, counts = [np.zeros(0, np.uint64)], [np.zeros(1, np.int32)]
     for block in blocks_of(texts, BLOCK):
         lines = [text.encode("utf-8", "surrogatepass").split(b"\n") for text in block]
-        counts.append(np.array([len(of_text) for of_text in lines], np.int64))
+        counts.append(np.array([len(of_text) for of_text in lines], np.int32))
         hashes = map(xxhash.xxh3_64_intdigest, map(bytes.strip, chain.from_iterable(lines)))
         keys.append(np.fromiter(hashes, np.uint64, int(counts[-1].sum())))
-    return np.concatenate(keys), np.concatenate(counts)
+    return pa.ListArray.from_arrays(np.cumsum(np.concatenate(counts), dtype=np.int32), np.concatenate(keys))
+
+
+def _flat(lines: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    """[lines of all texts] uint64 and [texts] how many each has."""
+    return lines.flatten().to_numpy(), lines.value_lengths().to_numpy()
 
 
 def buckets(languages: Sequence[str], before: dict[str, int], knobs: Corpus) -> np.ndarray:
@@ -53,15 +59,15 @@ def buckets(languages: Sequence[str], before: dict[str, int], knobs: Corpus) -> 
     return found
 
 
-def count_lines(texts: Sequence[str], languages: Sequence[str], buckets: np.ndarray) -> pa.Table:
-    """How often each line stands in the texts of a shard: the columns of COUNTS, sorted."""
-    keys, counts = line_keys(texts)
+def count_lines(lines: pa.ListArray, languages: Sequence[str], buckets: np.ndarray) -> pa.Table:
+    """How often each line stands in a shard, of the `line_keys` of its texts: the columns of COUNTS, sorted."""
+    keys, counts = _flat(lines)
     tables = [COUNTS.empty_table()]
     for (language, bucket), here in _groups(languages, buckets):
-        lines, times = np.unique(keys[np.repeat(here, counts)], return_counts=True)
-        lines, times = lines[lines != BLANK], times[lines != BLANK]
-        same = pa.repeat(language, len(lines)), pa.repeat(pa.scalar(bucket, pa.int32()), len(lines))
-        tables.append(pa.table([*same, lines, times], schema=COUNTS))
+        found, times = np.unique(keys[np.repeat(here, counts)], return_counts=True)
+        found, times = found[found != BLANK], times[found != BLANK]
+        same = pa.repeat(language, len(found)), pa.repeat(pa.scalar(bucket, pa.int32()), len(found))
+        tables.append(pa.table([*same, found, times], schema=COUNTS))
     return pa.concat_tables(tables)
 
 
@@ -84,12 +90,14 @@ class FrequentLines:
         self.path = path
         self.loaded: dict[tuple[str, int], _Set] = {}
 
-    def drop(self, texts: Sequence[str], languages: Sequence[str], buckets: np.ndarray) -> list[str]:
-        """The texts without their frequent lines; one without any is returned as it is.
+    def drop(
+        self, texts: Sequence[str], lines: pa.ListArray, languages: Sequence[str], buckets: np.ndarray
+    ) -> list[str]:
+        """The texts, whose `line_keys` are given, without their frequent lines; one without any is returned as it is.
 
         Where a line goes, the blank line after it goes too if another blank line, or nothing, stands before it.
         """
-        keys, counts = line_keys(texts)
+        keys, counts = _flat(lines)
         dropped = np.zeros(len(keys), bool)
         for group, here in _groups(languages, buckets):
             frequent, places = self._lines(group), np.flatnonzero(np.repeat(here, counts))

@@ -21,7 +21,7 @@ from puna.corpus import decontaminate, quality
 from puna.corpus.document import DOCUMENTS, Document, Table, batches_of
 from puna.corpus.engine import Rows
 from puna.corpus.filters import Text, reason_to_drop
-from puna.corpus.lines import COUNTS, FrequentLines, buckets, count_lines
+from puna.corpus.lines import COUNTS, FrequentLines, buckets, count_lines, line_keys
 from puna.corpus.outliers import TokenCounts, TokenDistribution, load_distributions, outlier_words
 from puna.corpus.parts import part_of
 from puna.corpus.pii import replace_pii, too_much_pii
@@ -29,8 +29,8 @@ from puna.corpus.safety import dirty_words, unsafe_scores
 from puna.corpus.steps import DEADLY, each, take
 from puna.recipe import Corpus
 
-ROWS = pa.schema({"doc": pa.int64(), "bucket": pa.int32()})
-"""The pages whose frequent lines go, and the bucket of each."""
+ROWS = pa.schema({"doc": pa.int64(), "bucket": pa.int32(), "lines": pa.list_(pa.uint64())})
+"""The pages whose frequent lines go, the bucket and the hashed lines of each."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def make_survey(shard: TextShard, folder: Path, rows: Rows) -> None:
     tokens = TokenCounts()
     counted = [COUNTS.empty_table()]
     before = Counter(shard.before)
-    bucket_of: dict[int, int] = {}
+    rows_of_batches = [ROWS.empty_table()]
     for batch in _batches(shard, rows, "lines"):
         pages = [page for page in batch if not page.reason]
         places = buckets([page.language for page in pages], before, shard.knobs).tolist()
@@ -118,16 +118,16 @@ def make_survey(shard: TextShard, folder: Path, rows: Rows) -> None:
         for page in pages:
             tokens.add(survey.texts[page.doc])
         web = [page for page in pages if not survey.apart[page.doc]]
-        bucket_of |= {page.doc: here[page.doc] for page in web}
         if shard.knobs.line_repeats:
             places = np.array([here[page.doc] for page in web], np.int32)
-            counted.append(count_lines([page.text for page in web], [page.language for page in web], places))
+            lines = line_keys([page.text for page in web])
+            counted.append(count_lines(lines, [page.language for page in web], places))
+            rows_of_batches.append(pa.table([[page.doc for page in web], places, lines], schema=ROWS))
     summed = pa.concat_tables(counted).group_by(COUNTS.names[:3]).aggregate([("count", "sum")])
     summed = summed.rename_columns(COUNTS.names).sort_by([(name, "ascending") for name in COUNTS.names[:3]])
     pq.write_table(summed, folder / "lines.parquet")
     pq.write_table(tokens.table(), folder / "tokens.parquet")
-    docs = pa.table({"doc": list(bucket_of), "bucket": list(bucket_of.values())}, ROWS)
-    pq.write_table(docs, folder / "rows.parquet")
+    pq.write_table(pa.concat_tables(rows_of_batches), folder / "rows.parquet")
 
 
 # -- pass 2 ------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,10 @@ def make_survey(shard: TextShard, folder: Path, rows: Rows) -> None:
 @dataclass
 class Tools:
     knobs: Corpus
-    bucket_of: dict[int, int]
+    rows: pa.Table
+    """Of ROWS."""
+    row_of: dict[int, int]
+    """The place of a page among them."""
     frequent: FrequentLines | None
     distributions: dict[str, TokenDistribution]
     checker: decontaminate.Checker | None
@@ -146,10 +149,11 @@ def make_texts(shard: TextShard, folder: Path, rows: Rows) -> None:
     """Write the documents.parquet of the rows, and which evaluation examples were seen in them."""
     assert shard.survey
     assert shard.frequent
-    table = pq.read_table(shard.survey / "rows.parquet")
+    table = pq.read_table(shard.survey / "rows.parquet").combine_chunks()
     tools = Tools(
         shard.knobs,
-        dict(zip(table["doc"].to_pylist(), table["bucket"].to_pylist())),
+        table,
+        {doc: row for row, doc in enumerate(table["doc"].to_pylist())},
         _frequent_lines(shard.frequent / "lines.parquet") if shard.knobs.line_repeats else None,
         _distributions(shard.frequent / "tokens.parquet"),
         _checker(shard),
@@ -183,9 +187,11 @@ def _checker(shard: TextShard) -> decontaminate.Checker | None:
 def drop_lines(pages: list[Document], tools: Tools) -> None:
     if not tools.frequent:
         return
-    web = [page for page in pages if page.doc in tools.bucket_of]
-    places = np.array([tools.bucket_of[page.doc] for page in web], np.int32)
-    for page, text in zip(web, tools.frequent.drop([page.text for page in web], [p.language for p in web], places)):
+    web = [page for page in pages if page.doc in tools.row_of]
+    rows = tools.rows.take(pa.array([tools.row_of[page.doc] for page in web], pa.int64()))
+    lines, places = rows["lines"].combine_chunks(), rows["bucket"].to_numpy()
+    texts, languages = [page.text for page in web], [page.language for page in web]
+    for page, text in zip(web, tools.frequent.drop(texts, lines, languages, places)):
         page.set_text(text)
         if not text:
             page.drop("lines", "only-repeated-lines")
