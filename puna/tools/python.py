@@ -36,7 +36,8 @@ class Interpreter:
     """
 
     def __init__(self, limits: Limits | None = None, way: Way | None = None, python: str = sys.executable) -> None:
-        self.limits, self.way, self.python = limits or Limits(), way, python
+        self.limits, self.python = limits or Limits(), python
+        self.way: Way | None = way
         self._sandbox: Sandbox | None = None
         self._lock = threading.Lock()
         self._interrupted = False

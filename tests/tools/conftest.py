@@ -1,12 +1,21 @@
-"""Ways to make a sandbox, as this machine has them."""
+"""Ways to make a sandbox, as this machine has them, and users to try it as."""
 
+import json
 import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from puna.tools.sandbox.launch import Limits, SandboxError, Way, start
+
+WAYS: tuple[Way, ...] = ("bwrap", "namespaces")
+ROOT = Path(__file__).resolve().parents[2]
+SYSTEM_PYTHON = "/usr/bin/python3"
+"""A Python that a plain user may run, where the tests' own lies in root's home."""
 
 
 @cache
@@ -19,11 +28,10 @@ def missing(way: Way) -> str | None:
     return None
 
 
-@pytest.fixture(scope="session", params=["bwrap", "namespaces"])
+@pytest.fixture(scope="session", params=WAYS)
 def way(request: pytest.FixtureRequest) -> Way:
     """Each way that works here."""
-    reason = missing(request.param)
-    if reason:
+    if reason := missing(request.param):
         pytest.skip(reason)
     return request.param
 
@@ -31,24 +39,24 @@ def way(request: pytest.FixtureRequest) -> Way:
 @pytest.fixture(scope="session")
 def any_way() -> None:
     """A sandbox can be made somehow."""
-    reasons = [missing(way) for way in ("bwrap", "namespaces")]
-    if all(reasons):
-        pytest.skip(f"no sandbox here: {reasons}")
+    if all(missing(way) for way in WAYS):
+        pytest.skip(f"no sandbox here: {missing(WAYS[0])}; {missing(WAYS[1])}")
 
 
-def processes_of_sandboxes() -> set[int]:
-    """Processes on this machine that run a worker."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-        except OSError:
-            continue
-        if any(word.endswith(b"sandbox/worker.py") for word in words):
-            found.add((int(folder.name), int(parent)))
-    return {number for number, _ in found}
+@pytest.fixture(scope="session", params=["root", "plain"] if os.getuid() == 0 else ["this"])
+def user(request: pytest.FixtureRequest) -> str:
+    """Who makes the sandbox: root and a plain user when the tests run as root, else whoever runs them."""
+    if request.param == "plain" and not Path(SYSTEM_PYTHON).exists():
+        pytest.skip(f"a plain user needs {SYSTEM_PYTHON}")
+    return request.param
 
 
-def mounts() -> str:
-    return Path(f"/proc/{os.getpid()}/mountinfo").read_text()
+def run_escapes(user: str, way: str, attempts: dict[str, str]) -> dict[str, Any]:
+    """What tests/tools/escapes.py finds."""
+    python = SYSTEM_PYTHON if user == "plain" else sys.executable
+    command = [sys.executable, str(Path(__file__).with_name("escapes.py")), user, way, python]
+    done = subprocess.run(
+        command, input=json.dumps(attempts), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

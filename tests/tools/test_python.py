@@ -19,7 +19,7 @@ from puna.tools.sandbox.launch import Limits, Way
 
 @pytest.fixture(scope="module")
 def python(way: Way) -> Iterator[Interpreter]:
-    interpreter = Interpreter(Limits(seconds=20, output=2000), way)
+    interpreter = Interpreter(Limits(seconds=20, disk=4 << 20, output=2000), way)
     yield interpreter
     interpreter.close()
 
@@ -129,8 +129,8 @@ def test_files_go_up_and_down(python: Interpreter):
             python.get_file(name)
     with pytest.raises(PunaError, match=r"none\.txt: FileNotFoundError"):
         python.get_file("none.txt")
-    with pytest.raises(PunaError, match="No space left|File too large"):
-        python.put_file("big", bytes(Limits().disk + 1))
+    with pytest.raises(PunaError, match=r"No space left|File too large"):
+        python.put_file("big", bytes((4 << 20) + 1))
     python.run("import os; os.remove('big')")
 
 
@@ -189,7 +189,7 @@ def test_forged_replies_reach_only_their_own_conversation(python: Interpreter):
 
 
 def test_no_sandbox_no_python(monkeypatch: pytest.MonkeyPatch):
-    def fail(way: Way, limits: Limits, python: str) -> launch.Sandbox:
+    def fail(way: str, limits: Limits, python: str) -> launch.Sandbox:
         raise OSError(f"no {way}")
 
     monkeypatch.setattr(launch, "_start", fail)

@@ -136,7 +136,7 @@ def start(limits: Limits, way: Way | None = None, python: str = sys.executable) 
 
 
 def _start(way: Way, limits: Limits, python: str) -> Sandbox:
-    binds, links = _view(python)
+    binds, links = view(python)
     settings = {"memory": limits.memory, "disk": limits.disk, "threads": limits.threads, "output": limits.output}
     settings |= {"user": os.getuid() or _own_user()}
     told, tell = os.pipe()
@@ -194,7 +194,7 @@ def _bubblewrap(binds: list[str], links: dict[str, str], info: int) -> list[str]
         command += ["--cap-add", f"CAP_{name}"]
     command += [] if os.getuid() == 0 else ["--unshare-user"]
     command += ["--hostname", "sandbox", "--die-with-parent", "--new-session", "--info-fd", str(info)]
-    parents = {str(parent): None for path in [*binds, *links] for parent in reversed(Path(path).parents)}
+    parents = {str(parent): None for path in [*binds, *links, "/dev/null"] for parent in reversed(Path(path).parents)}
     for path in list(parents)[1:]:  # made by the way, they would be for root only
         command += ["--perms", "0755", "--dir", path]
     for path in binds:
@@ -207,7 +207,7 @@ def _bubblewrap(binds: list[str], links: dict[str, str], info: int) -> list[str]
 
 
 @cache
-def _view(python: str) -> tuple[list[str], dict[str, str]]:
+def view(python: str) -> tuple[list[str], dict[str, str]]:
     """What the sandbox shows, read-only: the system's programs and libraries, and Python's; and the links beside."""
     code = "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix]))"
     prefixes = [sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix]

@@ -125,7 +125,7 @@ def _trace(error: BaseException) -> str:
 
 def _figures() -> list[bytes]:
     """Open figures of matplotlib as PNG files; they are closed."""
-    pyplot = sys.modules.get("matplotlib.pyplot")
+    pyplot: Any = sys.modules.get("matplotlib.pyplot")
     images = []
     for number in pyplot.get_fignums() if pyplot else ():
         file = io.BytesIO()
