@@ -1,0 +1,215 @@
+/* One step of a Llama over paged keys and values, for any mix of prompts and single tokens. Included by native.c after
+   kernels.h, once per instruction set. Every thread runs forward() and takes shares of each phase; meet() lets none
+   begin a phase before all have ended the one before. Arithmetic is fp32 but for the products of packed matrices. */
+
+/* 16 numbers of a cached vector, from lane `at` on, zero past its end */
+INLINE v16f NAME(cached)(const Batch *b, int64_t offset, int64_t at, int64_t n) {
+    if (at + 16 <= n) {
+        if (b->cache_kind == F32) return NAME(load)((const float *)b->cache + offset + at);
+        v16h half = *(const v16h_unaligned *)((const uint16_t *)b->cache + offset + at);
+        return (v16f)(__builtin_convertvector(half, v16u) << 16);
+    }
+    float lane[16] = {0};
+    for (int64_t i = at; i < n; i++) {
+        union { uint32_t bits; float value; } wide = {0};
+        if (b->cache_kind == BF16) wide.bits = (uint32_t)((const uint16_t *)b->cache)[offset + i] << 16;
+        lane[i - at] = b->cache_kind == F32 ? ((const float *)b->cache)[offset + i] : wide.value;
+    }
+    return NAME(load)(lane);
+}
+
+/* Keys [32, n] to a panel, so that they are the outputs of a product: rounds of interleaving transpose 16 x 16. */
+static TARGET void NAME(pack_keys)(const Batch *b, const int64_t *offset, int64_t keys, int64_t n, float *panel) {
+    for (int64_t group = 0; group < 32; group += 16)
+        for (int64_t at = 0; at < n; at += 16) {
+            v16f a[16], t[16];
+            for (int i = 0; i < 16; i++)
+                a[i] = group + i < keys ? NAME(cached)(b, offset[group + i], at, n) : (v16f){0};
+            for (int round = 0; round < 2; round++) {
+                for (int i = 0; i < 8; i++) t[2 * i] = ZIP_LOW(a[i], a[i + 8]), t[2 * i + 1] = ZIP_HIGH(a[i], a[i + 8]);
+                for (int i = 0; i < 8; i++) a[2 * i] = ZIP_LOW(t[i], t[i + 8]), a[2 * i + 1] = ZIP_HIGH(t[i], t[i + 8]);
+            }
+            for (int64_t i = 0; i < 16 && at + i < n; i++) NAME(store)(panel + (at + i) * 32 + group, a[i]);
+        }
+}
+
+/* Attention of `count` rows of one sequence, the first at `position`, for the heads that share one kv head. Softmax is
+   taken online over chunks of keys (Milakov and Gimelshein, arXiv 1805.02867), and chunks begin at multiples of CHUNK,
+   so that a row's result does not depend on the rows beside it: what they see and it does not counts as zero. */
+static TARGET void NAME(attend)(Pass *p, int64_t layer, int64_t sequence, int64_t row, int64_t count, int64_t position,
+                                int64_t kv_head, float *scratch) {
+    const Model *m = p->model;
+    const Batch *b = p->batch;
+    int64_t n = m->head_dim, wide = ROUND(n), group = m->heads / m->kv_heads, queries = count * group;
+    int64_t q_stride = wide + 16, s_stride = CHUNK + 16; /* 16 more, so that rows do not compete for one cache set */
+    float *q = scratch, *keys = q + queries * q_stride, *values = keys + CHUNK * n, *score = values + CHUNK * wide;
+    float *mixed = score + queries * s_stride, *largest = mixed + queries * wide, *total = largest + queries;
+    Rows q_rows = {(uint8_t *)q, q_stride * 4, 0, 0}, s_rows = {(uint8_t *)score, s_stride * 4, 0, 0};
+    Matrix k_panel = {(uint8_t *)keys, 0, n, 0, F32}, v_panel = {(uint8_t *)values, 0, 0, 0, F32};
+    for (int64_t i = 0; i < queries; i++) {
+        memcpy(q + i * q_stride, p->qkv + (row + i / group) * p->qkv_stride + (kv_head * group + i % group) * n, n * 4);
+        largest[i] = -INFINITY, total[i] = 0;
+    }
+    memset(mixed, 0, queries * wide * 4);
+
+    const int32_t *table = b->tables + sequence * b->table_stride;
+    int64_t token = m->kv_heads * n, part = b->blocks * b->block_size * token; /* numbers of a token, of all blocks */
+    for (int64_t start = 0; start < position + count; start += CHUNK) {
+        int64_t offset[CHUNK], size = position + count - start < CHUNK ? position + count - start : CHUNK;
+        for (int64_t i = 0; i < size; i++) {
+            int64_t slot = table[(start + i) / b->block_size] * b->block_size + (start + i) % b->block_size;
+            offset[i] = 2 * layer * part + slot * token + kv_head * n;
+        }
+        for (int64_t i = 0; i < size; i += 32) {
+            NAME(pack_keys)(b, offset + i, size - i, n, keys + i * n);
+            NAME(product)(&k_panel, i / 32, &q_rows, queries, score + i, s_stride, 0);
+        }
+        for (int64_t i = 0; i < queries; i++) {
+            float *s = score + i * s_stride;
+            int64_t seen = position + i / group + 1 - start;
+            for (int64_t j = seen < 0 ? 0 : seen; j < ROUND(size); j++) s[j] = -INFINITY;
+            v16f most = NAME(load)(s), sum = {0};
+            for (int64_t j = 16; j < ROUND(size); j += 16)
+                most = NAME(select)(NAME(load)(s + j) > most, NAME(load)(s + j), most);
+            float next = NAME(maximum)(most);
+            if (next < largest[i]) next = largest[i];
+            for (int64_t j = 0; j < ROUND(size); j += 16) { /* exponential() ends at e^-87: what is unseen must be 0 */
+                v16f x = NAME(load)(s + j);
+                x = (v16f)((v16i)NAME(exponential)(x - next) & (x > -INFINITY));
+                NAME(store)(s + j, x);
+                sum += x;
+            }
+            float fade = largest[i] == next ? 1 : expf(largest[i] - next);
+            largest[i] = next, total[i] = total[i] * fade + NAME(sum)(sum);
+            if (fade != 1)
+                for (int64_t j = 0; j < wide; j++) mixed[i * wide + j] *= fade;
+        }
+        v_panel.steps = size;
+        for (int64_t panel = 0; panel < wide / 32; panel++)
+            for (int64_t i = 0; i < size; i++)
+                for (int64_t half = 0; half < 32; half += 16)
+                    NAME(store)(values + (panel * size + i) * 32 + half,
+                                NAME(cached)(b, offset[i] + part, panel * 32 + half, n));
+        for (int64_t panel = 0; panel < wide / 32; panel++)
+            NAME(product)(&v_panel, panel, &s_rows, queries, mixed + panel * 32, wide, 1);
+    }
+    for (int64_t i = 0; i < queries; i++) {
+        float *to = p->mixed + (row + i / group) * p->dim + (kv_head * group + i % group) * n;
+        for (int64_t j = 0; j < n; j++) to[j] = mixed[i * wide + j] / total[i];
+    }
+}
+
+/* Rotate a row's queries (scaled too) and keys (arXiv 2104.09864), and put keys and values into the cache. */
+static TARGET void NAME(rotate)(Pass *p, int64_t layer, int64_t row, float *turn) {
+    const Model *m = p->model;
+    const Batch *b = p->batch;
+    int64_t n = m->head_dim, position = p->position[row];
+    float *cosine = turn, *sine = turn + n / 2, *q = p->qkv + row * p->qkv_stride, scale = 1 / sqrtf(n);
+    for (int64_t i = 0; i < n / 2; i++) {
+        float angle = (float)position * m->inv_freq[i];
+        cosine[i] = cosf(angle), sine[i] = sinf(angle);
+    }
+    for (int64_t head = 0; head < m->heads + m->kv_heads; head++) {
+        float *first = q + head * n, *second = first + n / 2, size = head < m->heads ? scale : 1;
+        for (int64_t i = 0; i < n / 2; i++) {
+            float a = first[i], c = second[i];
+            first[i] = (a * cosine[i] - c * sine[i]) * size;
+            second[i] = (c * cosine[i] + a * sine[i]) * size;
+        }
+    }
+    const int32_t *table = b->tables + p->sequence[row] * b->table_stride;
+    int64_t slot = table[position / b->block_size] * b->block_size + position % b->block_size;
+    int64_t token = m->kv_heads * n, part = b->blocks * b->block_size * token;
+    for (int64_t which = 0; which < 2; which++) {
+        const float *from = q + (m->heads + which * m->kv_heads) * n;
+        int64_t to = (2 * layer + which) * part + slot * token;
+        if (b->cache_kind == F32) memcpy((float *)b->cache + to, from, token * 4);
+        else
+            for (int64_t i = 0; i < token; i++) ((uint16_t *)b->cache)[to + i] = to_bf16(from[i]);
+    }
+}
+
+/* RMSNorm (Zhang and Sennrich, arXiv 1910.07467) of a row */
+static TARGET void NAME(normalise)(Pass *p, const float *x, const float *weight, float *to) {
+    v16f squares = {0};
+    for (int64_t i = 0; i < p->dim; i += 16) squares += NAME(load)(x + i) * NAME(load)(x + i);
+    float inverse = 1 / sqrtf(NAME(sum)(squares) / p->model->dim + p->model->norm_eps);
+    for (int64_t i = 0; i < p->dim; i += 16) NAME(store)(to + i, NAME(load)(x + i) * inverse * NAME(load)(weight + i));
+}
+
+/* gate and up, whose panels alternate -> silu(gate) * up (arXiv 2002.05202) */
+static TARGET void NAME(gated)(Pass *p, const Matrix *matrix, int64_t panel, float *scratch) {
+    const int64_t rows = p->batch->rows, stride = 64 + 16;
+    NAME(product)(matrix, 2 * panel, &p->x, rows, scratch, stride, 0);
+    NAME(product)(matrix, 2 * panel + 1, &p->x, rows, scratch + 32, stride, 0);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < 32; i += 16) {
+            v16f gate = NAME(load)(scratch + row * stride + i), up = NAME(load)(scratch + row * stride + 32 + i);
+            NAME(store)(p->hidden + row * p->ffn + panel * 32 + i, gate * up / (NAME(exponential)(-gate) + 1.0f));
+        }
+}
+
+static TARGET void NAME(forward)(Pass *p, int thread) {
+    const Model *m = p->model;
+    const Batch *b = p->batch;
+    float *scratch = p->scratch + thread * p->scratch_size;
+    int64_t rows = b->rows, tile = p->tile;
+    EACH(p, row, rows) {
+        float *to = p->residual + row * p->dim;
+        for (int64_t i = 0; i < m->dim; i++) {
+            int64_t at = (int64_t)b->tokens[row] * m->dim + i;
+            union { uint32_t bits; float value; } wide = {0};
+            if (m->embed_kind == BF16) wide.bits = (uint32_t)((const uint16_t *)m->embed)[at] << 16;
+            to[i] = m->embed_kind == F32 ? ((const float *)m->embed)[at] : wide.value;
+        }
+    }
+    meet(p);
+    for (int64_t layer = 0; layer < m->layers; layer++) {
+        const Matrix *qkv = m->matrices + 4 * layer, *out = qkv + 1, *gate_up = qkv + 2, *down = qkv + 3;
+        const float *norm = m->norms + 2 * layer * p->dim;
+        EACH(p, row, rows) {
+            NAME(normalise)(p, p->residual + row * p->dim, norm, scratch);
+            NAME(prepare)(qkv->kind, scratch, p->dim, &p->x, row);
+        }
+        meet(p);
+        EACH(p, panel, qkv->panels)
+            NAME(product)(qkv, panel, &p->x, rows, p->qkv + panel * 32, p->qkv_stride, 0);
+        meet(p);
+        EACH(p, row, rows) NAME(rotate)(p, layer, row, scratch);
+        meet(p);
+        EACH(p, item, p->tiles * m->kv_heads) {
+            int64_t row = p->tile_row[item / m->kv_heads], sequence = p->sequence[row];
+            int64_t left = b->starts[sequence + 1] - row;
+            NAME(attend)(p, layer, sequence, row, left < tile ? left : tile, p->position[row], item % m->kv_heads, scratch);
+        }
+        meet(p);
+        EACH(p, row, rows) NAME(prepare)(out->kind, p->mixed + row * p->dim, p->dim, &p->x, row);
+        meet(p);
+        EACH(p, panel, out->panels) NAME(product)(out, panel, &p->x, rows, p->residual + panel * 32, p->dim, 1);
+        meet(p);
+        EACH(p, row, rows) {
+            NAME(normalise)(p, p->residual + row * p->dim, norm + p->dim, scratch);
+            NAME(prepare)(gate_up->kind, scratch, p->dim, &p->x, row);
+        }
+        meet(p);
+        EACH(p, panel, gate_up->panels / 2) NAME(gated)(p, gate_up, panel, scratch);
+        meet(p);
+        EACH(p, row, rows) NAME(prepare)(down->kind, p->hidden + row * p->ffn, p->ffn, &p->x, row);
+        meet(p);
+        EACH(p, panel, down->panels) NAME(product)(down, panel, &p->x, rows, p->residual + panel * 32, p->dim, 1);
+        meet(p);
+    }
+    const float *norm = m->norms + 2 * m->layers * p->dim;
+    EACH(p, row, rows) NAME(normalise)(p, p->residual + row * p->dim, norm, b->hidden + row * p->dim);
+}
+
+/* Final hidden states -> logits */
+static TARGET void NAME(output)(Pass *p, int thread) {
+    const Matrix *head = p->model->matrices + 4 * p->model->layers;
+    const Batch *b = p->batch;
+    (void)thread;
+    EACH(p, row, b->rows) NAME(prepare)(head->kind, b->hidden + row * p->dim, p->dim, &p->x, row);
+    meet(p);
+    EACH(p, panel, head->panels)
+        NAME(product)(head, panel, &p->x, b->rows, b->logits + panel * 32, head->panels * 32, 0);
+}
