@@ -15,10 +15,12 @@ from torch import Tensor
 
 from puna.errors import PunaError
 from puna.infer.cache import BLOCK, BlockManager, block_bytes, new_cache
+from puna.infer.grammar import Grammars
 from puna.infer.request import Finish, Output, Request, Sampling, TokenLogprob
-from puna.infer.runner import Runner, table_of
-from puna.infer.sampler import biased, choose, token_logprobs
-from puna.infer.scheduler import Chunk, Scheduler, blocks_for
+from puna.infer.runner import Runner, TorchRunner, batch_of
+from puna.infer.sampler import choose, restricted, token_logprobs
+from puna.infer.scheduler import Chunk, Scheduler, blocks_for, scores
+from puna.infer.speculative import Draft, NGrams
 from puna.infer.text import OutputText
 from puna.model.llama import Llama
 from puna.model.weights import load_hf
@@ -36,11 +38,20 @@ class Engine:
 
     `blocks`: of 16 tokens each, for the cache; by default as many as `rows` requests of the longest context need,
     within a quarter of the memory that is free. `budget`: tokens in a step, which cuts long prompts into chunks.
-    `rows`: requests that run side by side.
+    `rows`: requests that run side by side. `draft`: a small model of the same vocabulary that guesses `guesses` tokens
+    ahead for requests that say so.
     """
 
     def __init__(
-        self, model: Llama, tokenizer: Tokenizer, *, blocks: int | None = None, budget: int = 1024, rows: int = 256
+        self,
+        model: Llama,
+        tokenizer: Tokenizer,
+        *,
+        blocks: int | None = None,
+        budget: int = 1024,
+        rows: int = 256,
+        draft: Llama | None = None,
+        guesses: int = 4,
     ) -> None:
         if model.config.vocab_size != tokenizer.vocab_size:
             raise PunaError(
@@ -54,10 +65,13 @@ class Engine:
         self.device, self.dtype = weight.device, weight.dtype
         self.total_blocks = blocks or default_blocks(model, rows)
         self._manager = BlockManager(self.total_blocks + 1)
-        self._scheduler = Scheduler(self._manager, budget, rows)
+        self._scheduler = Scheduler(self._manager, budget, rows, max(2, LOGITS // model.config.vocab_size))
         self._runner: Runner | None = None
+        self._cache: Tensor | None = None
+        self.draft, self.guesses = draft, guesses
+        self._draft: Draft | None = None
+        self._grammars = Grammars(tokenizer)
         self._requests: dict[int, Request] = {}
-        self._texts: dict[int, OutputText] = {}
         self._aborted: list[Output] = []
         self._next = 0
 
@@ -87,8 +101,12 @@ class Engine:
 
         Raises PunaError when the prompt is empty, holds what is no token, or could never fit.
         """
+        return self._add(prompt, sampling, number, OutputText(self.tokenizer, sampling.stop))
+
+    def _add(self, prompt: Sequence[int], sampling: Sampling, number: int, text: OutputText | None) -> int:
         self._check(prompt, sampling)
-        request = Request(self._next, list(prompt), sampling, number)
+        request = Request(self._next, list(prompt), sampling, number, text, self._grammars(sampling))
+        request.ngrams = NGrams() if sampling.speculate == "ngram" else None
         self._next += 1
         self._requests[request.id] = request
         self._scheduler.waiting.append(request)
@@ -104,17 +122,34 @@ class Engine:
     def step(self) -> list[Output]:
         """Run the model once for the requests whose turn it is, and report what is new; [] with nothing to do."""
         outputs, self._aborted = self._aborted, []
-        plan = self._scheduler.schedule()
-        if not plan.prompts and not plan.outputs:
+        self._announce_guesses()
+        prompts, growing = self._scheduler.schedule()
+        chunks = growing + prompts
+        if not chunks:
             return outputs
-        requests, logits = self._run(plan.prompts, plan.outputs)
-        if requests:
-            outputs += self._postprocess(requests, torch.cat(logits) if len(logits) > 1 else logits[0])
-        return outputs
+        try:
+            runner, cache = self._ready()
+            if self._draft is not None:
+                self._draft.follow(prompts)
+                self._draft.guess([c.request for c in growing if c.request.sampling.speculate == "draft"])
+            wanted = [range(max(c.start, first_wanted(c)) - c.start, c.end - c.start) for c in chunks]
+            tokens, starts, lengths, tables = batch_of(chunks)
+            rows = [start + i for start, places in zip(starts.tolist(), wanted) for i in places]
+            logits = runner.step(tokens, starts, lengths, tables, cache, torch.tensor(rows, dtype=torch.int32))
+        except BaseException:
+            self._scheduler.start_over()  # the books say that this step was made
+            raise
+        parts = logits.split([len(places) for places in wanted])
+        for chunk, part in zip(prompts, parts[len(growing) :]):
+            if scores(chunk.request):
+                self._score(chunk, part)
+        ending = [(chunk.request, part) for chunk, part in zip(chunks, parts) if chunk.ends]
+        return outputs + (self._continue(ending, logits) if ending else [])
 
     def forget(self) -> None:
-        """Empty the prefix cache, as must be done when the model's weights have changed. Running requests go on."""
-        self._manager.forget_all()
+        """Begin anew with all that was computed, as must be done when the model's weights have changed."""
+        self._scheduler.start_over()
+        self._runner = self._draft = None
 
     def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
         vocab, longest = self.model.config.vocab_size, self.model.config.max_seq_len
@@ -130,98 +165,108 @@ class Engine:
                 f"a prompt of {len(prompt):,} tokens and max_tokens = {sampling.max_tokens:,} need {needed:,} blocks "
                 f"of {BLOCK} tokens but the cache has {self.total_blocks:,}; shorten one, or give more blocks"
             )
+        if sampling.speculate == "draft" and self.draft is None:
+            raise PunaError('sampling.speculate = "draft": the engine has no draft model; give it one, or use "ngram"')
         for wrong in (token for token in (*prompt, *sampling.logit_bias) if not 0 <= token < vocab):
             raise PunaError(f"token id {wrong} is outside the vocabulary of {vocab:,}; use this model's tokenizer")
 
-    def _run(self, prompts: list[Chunk], outputs: list[Chunk]) -> tuple[list[Request], list[Tensor]]:
-        """Compute a plan; the requests that get a token, and their logits."""
+    def _ready(self) -> tuple[Runner, Tensor]:
+        """The runner and its cache, made when they are first needed."""
         if self._runner is None:
-            cache = new_cache(self.model.config, self.total_blocks + 1, self.dtype, self.device)
-            self._runner = Runner(self.model, cache)
-        requests, logits = [], []
-        if outputs:
-            requests += [chunk.request for chunk in outputs]
-            lengths = np.array([chunk.end for chunk in outputs], np.int32)
-            tables = table_of([request.blocks for request in requests], blocks_for(int(lengths.max())))
-            tokens = np.array([request.tokens[-1] for request in requests], np.int32)
-            logits.append(self._runner.decode(tokens, lengths, tables))
-        if prompts:
-            hidden = self._runner.prefill(prompts)
-            for chunk, states in zip(prompts, hidden):
-                self._prompt_logprobs(chunk, states)
-            ready = [(c.request, states[-1]) for c, states in zip(prompts, hidden) if c.end == len(c.request.tokens)]
-            if ready:
-                requests += [request for request, _ in ready]
-                logits.append(self._runner.logits(torch.stack([state for _, state in ready])))
-        return requests, logits
+            self._runner = TorchRunner(self.model)
+        if self._cache is None:
+            self._cache = new_cache(self.model.config, self.total_blocks + 1, self.dtype, self.device)
+        if self._draft is None and self.draft is not None:
+            cache = new_cache(self.draft.config, self.total_blocks + 1, self.dtype, self.device)
+            self._draft = Draft(TorchRunner(self.draft), cache)
+        return self._runner, self._cache
 
-    def _prompt_logprobs(self, chunk: Chunk, hidden: Tensor) -> None:
-        """Add what hidden [tokens, dim] tells about a prompt's tokens that come after those of the chunk."""
-        request, asked = chunk.request, chunk.request.sampling.prompt_logprobs
-        if asked is None or request.begun or self._runner is None:
-            return
+    def _announce_guesses(self) -> None:
+        """Give requests in their output their guesses, or the room for those that the draft model will make."""
+        growing = [r for r in self._scheduler.running if r.in_output and r.sampling.speculate != "off"]
+        for request in growing:
+            most = min(self.guesses, request.room - 1, self._scheduler.budget // self.running - 1)
+            if request.ngrams is not None:
+                request.guesses = request.ngrams.guess(request.tokens, most)
+            else:
+                request.guesses = [0] * most
+
+    def _score(self, chunk: Chunk, logits: Tensor) -> None:
+        """Add the log-probabilities of prompt tokens that the chunk's logits [tokens wanted, vocab] are about."""
+        request, likeliest = chunk.request, chunk.request.sampling.prompt_logprobs or 0
         known = request.prompt_logprobs = request.prompt_logprobs or [None]
-        size = max(1, LOGITS // self.model.config.vocab_size)
-        while len(known) < min(chunk.end + 1, request.prompt):
-            end = min(len(known) + size, chunk.end + 1, request.prompt)
-            states = hidden[len(known) - 1 - chunk.start : end - 1 - chunk.start]
-            known += token_logprobs(self._runner.logits(states), request.tokens[len(known) : end], asked)
+        following = request.tokens[len(known) : chunk.end + 1]
+        known += token_logprobs(logits[: len(following)], following, likeliest)
         for place in range(chunk.start // BLOCK, len(known) // BLOCK):
             kept = known[place * BLOCK : (place + 1) * BLOCK]
-            self._manager.keep_logprobs(request.keys[place], asked, kept)
+            self._manager.keep_logprobs(request.keys[place], likeliest, kept)
 
-    def _postprocess(self, requests: list[Request], logits: Tensor) -> list[Output]:
-        """Choose a token for each row of logits, and see which requests have ended."""
-        tokens = choose(biased(logits, requests), [r.sampling for r in requests], Generators(requests))
-        logprobs = self._output_logprobs(requests, logits, tokens)
-        outputs = []
-        for request, token in zip(requests, tokens):
-            output = Output(request.id, [token], logprobs=logprobs.get(request.id))
-            if not request.begun:
-                output.cached = request.cached
-                if request.sampling.prompt_logprobs is not None:
-                    output.prompt_logprobs = request.prompt_logprobs
-            request.tokens.append(token)
-            self._tell(request, output)
-            outputs.append(output)
+    def _continue(self, ending: list[tuple[Request, Tensor]], logits: Tensor) -> list[Output]:
+        """Choose the next tokens of requests from their last logits, one row for each guess and one more."""
+        counts = [1 + len(request.guesses) for request, _ in ending]
+        if sum(counts) < len(logits):
+            logits = torch.cat([part[-count:] for (_, part), count in zip(ending, counts)])
+        requests = [request for (request, _), count in zip(ending, counts) for _ in range(count)]
+        masks = [mask for (request, _), count in zip(ending, counts) for mask in masks_of(request, count)]
+        uniforms = [request.uniform(i) for (request, _), count in zip(ending, counts) for i in range(count)]
+        samplings = [request.sampling for request in requests]
+        allowed = restricted(logits, [sampling.logit_bias for sampling in samplings], masks)
+        tokens = choose(allowed, samplings, uniforms)
+        logprobs = self._output_logprobs(samplings, logits, tokens)
+        outputs, at = [], 0
+        for (request, _), count in zip(ending, counts):
+            outputs.append(self._accept(request, tokens[at : at + count], logprobs[at : at + count]))
+            at += count
         return outputs
 
     def _output_logprobs(
-        self, requests: list[Request], logits: Tensor, tokens: list[int]
-    ) -> dict[int, list[TokenLogprob]]:
-        asking = [i for i, request in enumerate(requests) if request.sampling.logprobs is not None]
-        if not asking:
-            return {}
-        most = max(requests[i].sampling.logprobs or 0 for i in asking)
-        found = token_logprobs(logits[asking], [tokens[i] for i in asking], most)
-        return {
-            requests[i].id: [TokenLogprob(one.token, one.logprob, one.top[: requests[i].sampling.logprobs])]
-            for i, one in zip(asking, found)
-        }
+        self, samplings: list[Sampling], logits: Tensor, tokens: list[int]
+    ) -> list[TokenLogprob | None]:
+        asking = [i for i, sampling in enumerate(samplings) if sampling.logprobs is not None]
+        found: list[TokenLogprob | None] = [None] * len(tokens)
+        if asking:
+            most = max(samplings[i].logprobs or 0 for i in asking)
+            for i, one in zip(asking, token_logprobs(logits[asking], [tokens[i] for i in asking], most)):
+                found[i] = TokenLogprob(one.token, one.logprob, one.top[: samplings[i].logprobs])
+        return found
 
-    def _tell(self, request: Request, output: Output) -> None:
-        """Fill in text and finish of an output whose tokens the request has got."""
-        sampling = request.sampling
-        text = self._texts.get(request.id)
-        if text is None:
-            text = self._texts[request.id] = OutputText(self.tokenizer, sampling.stop)
-        ends: Finish | None = None
-        for token in output.tokens:
-            is_stop = not sampling.ignore_stop and (token in self.tokenizer.stop_ids or token in sampling.stop_ids)
-            if not is_stop:
-                output.text += text.push(token)
-            if is_stop or text.stopped:
-                ends = "stop"
-        if ends is None and request.room == 0:
-            ends = "length"
-        if ends:
-            output.text += text.finish()
-            output.finish = ends
+    def _accept(self, request: Request, tokens: list[int], logprobs: list[TokenLogprob | None]) -> Output:
+        """Append tokens for as long as each is the one that was guessed, and end the request where it ends."""
+        output = Output(request.id, [], logprobs=None if request.sampling.logprobs is None else [])
+        if not request.begun:
+            output.cached = request.cached
+            output.prompt_logprobs = request.prompt_logprobs or None
+        guesses, request.guesses = request.guesses, []
+        for place, token in enumerate(tokens):
+            request.tokens.append(token)
+            output.tokens.append(token)
+            if output.logprobs is not None and (one := logprobs[place]):
+                output.logprobs.append(one)
+            output.finish = self._finish(request, token, output)
+            if output.finish or place == len(guesses) or token != guesses[place]:
+                break
+        request.computed = len(request.tokens) - 1
+        request.drafted = min(request.drafted, request.computed)
+        if output.finish:
             self._end(request)
+        return output
+
+    def _finish(self, request: Request, token: int, output: Output) -> Finish | None:
+        """Take up a new token: its text, and whether it ends the request."""
+        sampling, text = request.sampling, request.text
+        stops = not sampling.ignore_stop and (token in self.tokenizer.stop_ids or token in sampling.stop_ids)
+        if text is not None and not stops:
+            output.text += text.push(token)
+            stops = text.stopped
+        if request.grammar is not None:
+            request.grammar.push(token)
+        finish: Finish | None = "stop" if stops else "length" if request.room == 0 else None
+        if text is not None and finish:
+            output.text += text.finish()
+        return finish
 
     def _end(self, request: Request) -> None:
         del self._requests[request.id]
-        self._texts.pop(request.id, None)
         self._scheduler.remove(request)
 
     # Whole jobs
@@ -248,7 +293,8 @@ class Engine:
         try:
             while True:
                 while going < batch and (job := next(jobs, None)) is not None:
-                    place[self.add(job[0], sampling, job[1])] = job[1] - first
+                    text = OutputText(self.tokenizer, sampling.stop) if sampling.stop else None
+                    place[self._add(job[0], sampling, job[1], text)] = job[1] - first
                     going += 1
                 if not going:
                     return [done[i : i + n] for i in range(0, len(done), n)]
@@ -289,17 +335,17 @@ class Engine:
         return results
 
 
-class Generators(Sequence[np.random.Generator]):
-    """The requests' generators, each made when it is first used: greedy requests need none."""
+def first_wanted(chunk: Chunk) -> int:
+    """The first token of a chunk whose logits are needed, counted in the request; the chunk's end if there is none."""
+    request = chunk.request
+    if scores(request):
+        return max(1, len(request.prompt_logprobs)) - 1
+    return len(request.tokens) - 1 if chunk.ends else chunk.end
 
-    def __init__(self, requests: list[Request]) -> None:
-        self._requests = requests
 
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    def __getitem__(self, place: int) -> np.random.Generator:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self._requests[place].generator
+def masks_of(request: Request, count: int) -> list[np.ndarray | None]:
+    """Which tokens the request's grammar allows at each of its next `count` places."""
+    return request.grammar.masks(request.guesses) if request.grammar else [None] * count
 
 
 def default_blocks(model: Llama, rows: int) -> int:

@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from puna.errors import PunaError
+from puna.infer.text import OutputText
+
+if TYPE_CHECKING:
+    from puna.infer.grammar import Grammar
+    from puna.infer.speculative import NGrams
 
 Finish = Literal["stop", "length", "abort"]
 MOST_LOGPROBS = 100
@@ -98,13 +103,17 @@ class Output:
 
 @dataclass(eq=False)
 class Request:
-    """A prompt on its way: its tokens so far, and where their keys and values lie."""
+    """A prompt on its way: its tokens so far, where their keys and values lie, and what follows the output."""
 
     id: int
     tokens: list[int]
     """The prompt's, then the output's."""
     sampling: Sampling
-    number: int
+    number: int = 0
+    text: OutputText | None = None
+    grammar: "Grammar | None" = None
+    ngrams: "NGrams | None" = None
+
     prompt: int = field(init=False)
     """Tokens of the prompt."""
     computed: int = 0
@@ -115,17 +124,16 @@ class Request:
     """Of the leading full blocks: what they hold, tokens before them included."""
     published: int = 0
     """Leading blocks that others may share."""
-    guesses: list[int] = field(default_factory=list)
-    """Tokens that may follow, to be judged in the next step."""
     cached: int = 0
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)
+    """Tokens that may follow, to be judged in the next step."""
+    drafted: int = 0
+    """Leading tokens, guesses included, that the draft model has computed."""
 
     def __post_init__(self) -> None:
         self.prompt = len(self.tokens)
-
-    @cached_property
-    def generator(self) -> np.random.Generator:
-        return np.random.default_rng([self.sampling.seed, self.number])
+        self._uniforms: list[float] = []
 
     @property
     def begun(self) -> bool:
@@ -136,11 +144,25 @@ class Request:
         """Only the last token is left to compute; false while a preempted request is being computed again."""
         return self.begun and self.computed == len(self.tokens) - 1
 
-    def between(self, start: int, end: int) -> list[int]:
-        """Tokens start to end, guesses counted after the others."""
-        return (self.tokens[start:end] + self.guesses)[: end - start]
-
     @property
     def room(self) -> int:
         """Tokens that may still come."""
         return self.prompt + self.sampling.max_tokens - len(self.tokens)
+
+    def between(self, start: int, end: int) -> list[int]:
+        """Tokens start to end, guesses counted after the others."""
+        known = self.tokens[start:end]
+        return known + self.guesses[max(0, start - len(self.tokens)) :][: end - start - len(known)]
+
+    def uniform(self, ahead: int = 0) -> float:
+        """The random number in [0, 1) of the next token, or of one further ahead; zero where none is needed."""
+        if self.sampling.temperature == 0:
+            return 0.0
+        place = len(self.tokens) - self.prompt + ahead
+        if place >= len(self._uniforms):
+            self._uniforms += self._generator.random(place + 16 - len(self._uniforms)).tolist()
+        return self._uniforms[place]
+
+    @cached_property
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng([self.sampling.seed, self.number])

@@ -10,9 +10,8 @@ the sum over keys is cut at places that depend on the number of keys only in a r
 on a CPU results are the same to the bit. tests/infer holds this.
 """
 
-from collections.abc import Sequence
-from itertools import groupby
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.infer.cache import BLOCK
-from puna.infer.scheduler import Chunk
+from puna.infer.scheduler import Chunk, blocks_for
 from puna.model.llama import Llama
 from puna.train.attention import attention_in
 
@@ -28,6 +27,8 @@ ROWS = 4
 """Rows of every matrix product are filled up to a multiple of this."""
 TILE = 256
 """Queries of a long chunk that attend together: they read no key after their own last."""
+SMALL = 16
+"""Queries up to which requests attend together whatever the number of their keys."""
 
 
 class Group(NamedTuple):
@@ -36,7 +37,7 @@ class Group(NamedTuple):
     start: int
     rows: int
     queries: int
-    index: Tensor
+    places: Tensor
     """[rows * kv_heads * keys]: where the keys lie in a layer's cache, seen as [blocks * BLOCK * kv_heads, D]."""
     mask: Tensor
     """[rows, 1, queries, keys], zero or minus infinity."""
@@ -59,13 +60,14 @@ class PagedAttention:
         """q [1, heads, T, D] -> the same shape."""
         q = q[0].transpose(0, 1)
         parts = [self._attend(group, q, keys, values) for group in self.groups]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(0, 1)[None]
+        parts.append(q[sum(map(len, parts)) :])  # filled up: any value will do
+        return torch.cat(parts).transpose(0, 1)[None]
 
     def _attend(self, group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """One group's part of q [T, heads, D] -> [rows * queries, heads, D]."""
         _, kv_heads, D = keys.shape
         q = q[group.start : group.start + group.rows * group.queries]
-        k, v = (x.view(-1, D).index_select(0, group.index).view(group.rows, kv_heads, -1, D) for x in (keys, values))
+        k, v = (x.view(-1, D).index_select(0, group.places).view(group.rows, kv_heads, -1, D) for x in (keys, values))
         if group.queries == 1:  # the heads that share keys go as queries of one head
             q = q.view(group.rows, kv_heads, -1, D)
             return F.scaled_dot_product_attention(q, k, v, group.mask).view(group.rows, -1, D)
@@ -74,82 +76,99 @@ class PagedAttention:
         return out.transpose(1, 2).flatten(0, 1)
 
 
-class Runner:
-    """A model and its cache [layers, 2, blocks, BLOCK, kv_heads, head_dim].
+class Runner(Protocol):
+    """What runs a step: TorchRunner here, or puna.infer.native on a CPU that it was compiled for."""
 
-    Lengths and positions are in tokens; tables hold the blocks of each row in order, 0 after the last.
-    """
+    def step(
+        self, tokens: Tensor, starts: Tensor, lengths: Tensor, block_tables: Tensor, cache: Tensor, wanted: Tensor
+    ) -> Tensor:
+        """Append tokens to the cache and return the logits [len(wanted), vocab], fp32, of the tokens `wanted`.
 
-    def __init__(self, model: Llama, cache: Tensor) -> None:
-        self.model, self.cache = model, cache
-        self.kv_heads = cache.shape[4]
+        Request s brings tokens[starts[s] : starts[s + 1]], the last of its lengths[s] in the cache after this step; its
+        row of block_tables [requests, blocks] names its blocks in order, 0 after the last. The cache is [layers, 2,
+        blocks, BLOCK, kv_heads, D], everything else int32.
+        """
+        ...
+
+
+def batch_of(chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """tokens, starts, lengths and block_tables of a step that computes these chunks."""
+    tokens = [token for request, start, end in chunks for token in request.between(start, end)]
+    starts = np.cumsum([0] + [end - start for _, start, end in chunks])
+    lengths = [end for _, _, end in chunks]
+    tables = np.zeros((len(chunks), blocks_for(max(lengths))), np.int32)
+    for row, (request, _, end) in zip(tables, chunks):
+        row[: blocks_for(end)] = request.blocks[: blocks_for(end)]
+    tokens, starts, lengths = (torch.from_numpy(np.asarray(x, np.int32)) for x in (tokens, starts, lengths))
+    return tokens, starts, lengths, torch.from_numpy(tables)
+
+
+class TorchRunner:
+    """Runs a Llama with PyTorch, on any device."""
+
+    def __init__(self, model: Llama) -> None:
+        self.model, self.device = model, model.embed_tokens.weight.device
         self.sharing = model.config.heads // model.config.kv_heads  # heads with the same keys
 
-    def prefill(self, chunks: Sequence[Chunk]) -> list[Tensor]:
-        """Compute the chunks' tokens; the final hidden states [tokens, dim] of each."""
-        tiles = [Chunk(c.request, at, min(at + TILE, c.end)) for c in chunks for at in range(c.start, c.end, TILE)]
-        order = sorted(range(len(tiles)), key=lambda i: self._shape(tiles[i]))
-        tokens, positions, slots, groups = [], [], [], []
-        starts = [0] * len(tiles)
-        for (queries, keys), members in groupby(order, key=lambda i: self._shape(tiles[i])):
-            numbers = list(members)
-            rows = [tiles[i] for i in numbers]
-            place = np.array([tile.start for tile in rows])[:, None] + np.arange(queries)
-            tables = table_of([tile.request.blocks for tile in rows], keys // BLOCK)
-            start = sum(map(len, tokens))
-            for row, i in enumerate(numbers):
-                starts[i] = start + row * queries
-            ends = np.array([tile.end for tile in rows])[:, None]
-            tokens += [fill(tile.request.between(tile.start, tile.end), queries) for tile in rows]
-            positions.append(place.ravel())
-            slots.append(np.where(place < ends, slots_of(tables, np.minimum(place, ends - 1)), 0).ravel())
-            groups.append(self._group(start, tables, place))
-        hidden = self._forward(np.concatenate(tokens), np.concatenate(positions), np.concatenate(slots), groups)
-        parts = iter(hidden[at : at + tile.end - tile.start] for at, tile in zip(starts, tiles))
-        per_chunk = [[next(parts) for _ in range(c.start, c.end, TILE)] for c in chunks]
-        return [pieces[0] if len(pieces) == 1 else torch.cat(pieces) for pieces in per_chunk]
+    def step(
+        self, tokens: Tensor, starts: Tensor, lengths: Tensor, block_tables: Tensor, cache: Tensor, wanted: Tensor
+    ) -> Tensor:
+        """As Runner.step."""
+        flat, tables = tokens.numpy(), block_tables.numpy()
+        inputs, groups = [], []  # of each group [3, rows * queries]: tokens, positions, slots
+        place_of = np.zeros(len(flat), np.int64)  # of each token in the filled-up row
+        begin = 0
+        for keys, queries, (request, start, position, count) in self._tiles(starts.numpy(), lengths.numpy()):
+            ahead = np.arange(queries)
+            real = ahead < count[:, None]  # the rest fills up: it is computed, kept in block 0 and not looked at
+            source = start[:, None] + np.minimum(ahead, count[:, None] - 1)
+            places = position[:, None] + ahead
+            table = with_width(tables[request], keys // BLOCK)
+            slots = np.where(real, slots_of(table, np.minimum(places, keys - 1)), 0)
+            inputs.append(np.stack([flat[source], places, slots]).reshape(3, -1))
+            place_of[source[real]] = begin + np.flatnonzero(real)
+            groups.append(self._group(begin, table, places, cache))
+            begin += real.size
+        inputs.append(np.zeros((3, -begin % ROWS), np.int64))
+        row = torch.from_numpy(np.concatenate(inputs, 1)).to(self.device).long()
+        attention = PagedAttention(cache, row[2], groups)
+        with attention_in(self.model, attention.attend):
+            hidden = self.model.hidden(row[None, 0], row[None, 1], cache=attention)[0]
+        return self._logits(hidden[torch.from_numpy(place_of[wanted.numpy()]).to(self.device)])
 
-    def decode(self, tokens: np.ndarray, lengths: np.ndarray, tables: np.ndarray) -> Tensor:
-        """One token a row: tokens [rows], lengths [rows] with the token itself, tables [rows, blocks], int32 ->
-        logits [rows, vocab] in fp32; the tokens' keys and values are written."""
-        rows = len(tokens)
-        filled = -(-rows // ROWS) * ROWS
-        tokens, lengths = fill(tokens, filled), np.maximum(fill(lengths, filled), 1)
-        tables = np.concatenate([tables, np.zeros((filled - rows, tables.shape[1]), tables.dtype)])
-        place = lengths[:, None] - 1
-        width = padded(tables.shape[1] * BLOCK, self.sharing) // BLOCK
-        tables = np.pad(tables, ((0, 0), (0, width - tables.shape[1])))
-        group = self._group(0, tables, place)
-        hidden = self._forward(tokens, place[:, 0], slots_of(tables, place)[:, 0], [group])
-        return self.model.lm_head(hidden).float()[:rows]
-
-    def logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [n, dim] -> logits [n, vocab] in fp32."""
-        short = -len(hidden) % ROWS
-        return self.model.lm_head(F.pad(hidden, (0, 0, 0, short))).float()[: len(hidden)]
+        return self.model.lm_head(F.pad(hidden, (0, 0, 0, -len(hidden) % ROWS))).float()[: len(hidden)]
 
-    def _shape(self, tile: Chunk) -> tuple[int, int]:
-        """Queries and keys of a tile, padded."""
-        queries = -(-(tile.end - tile.start) // ROWS) * ROWS
-        return queries, padded(-(-tile.end // BLOCK) * BLOCK, queries)
+    def _tiles(self, starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+        """The step cut into groups of equal shape: keys, queries, and [4, rows]: request, start in the step's tokens,
+        position of the first token, number of tokens."""
+        brought = np.diff(starts)
+        pieces = -(-brought // TILE)
+        request = np.repeat(np.arange(len(brought)), pieces)
+        before = (np.arange(len(request)) - (np.cumsum(pieces) - pieces)[request]) * TILE  # tokens in earlier tiles
+        start, position = starts[request] + before, (lengths - brought)[request] + before
+        count = np.minimum(TILE, brought[request] - before)
+        queries = np.where(count == 1, 1, -(-count // ROWS) * ROWS)
+        keys = -(-(position + count) // BLOCK) * BLOCK
+        for size in np.unique(queries).tolist():
+            if size <= SMALL:  # few queries: better one group with some keys in vain than many groups
+                keys[queries == size] = keys[queries == size].max()
+            together = size if size > 1 else self.sharing
+            for width in np.unique(keys[queries == size]).tolist():
+                rows = (queries == size) & (keys == width)
+                yield padded(width, together), size, np.stack([request, start, position, count])[:, rows]
 
-    def _group(self, start: int, tables: np.ndarray, place: np.ndarray) -> Group:
-        """For queries at positions `place` [rows, queries] of requests with tables [rows, blocks]."""
-        device = self.cache.device
+    def _group(self, start: int, tables: np.ndarray, places: np.ndarray, cache: Tensor) -> Group:
+        """For queries at positions [rows, queries] of requests with tables [rows, blocks]."""
+        kv_heads, device = cache.shape[4], self.device
         blocks = torch.from_numpy(tables).to(device).long()
         tokens = (blocks[:, :, None] * BLOCK + torch.arange(BLOCK, device=device)).view(len(blocks), 1, -1)
-        index = tokens * self.kv_heads + torch.arange(self.kv_heads, device=device)[:, None]
-        unseen = torch.arange(tokens.shape[2], device=device) > torch.from_numpy(place).to(device)[..., None]
-        mask = torch.zeros(unseen.shape, dtype=self.cache.dtype, device=device).masked_fill_(unseen, float("-inf"))
-        return Group(start, *place.shape, index.flatten(), mask[:, None])
-
-    def _forward(self, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray, groups: list[Group]) -> Tensor:
-        """Hidden states [T, dim] of tokens [T]."""
-        device = self.cache.device
-        row = [torch.from_numpy(x.astype(np.int64)).to(device) for x in (tokens, positions, slots)]
-        attention = PagedAttention(self.cache, row[2], groups)
-        with attention_in(self.model, attention.attend):
-            return self.model.hidden(row[0][None], row[1][None], cache=attention)[0]
+        index = tokens * kv_heads + torch.arange(kv_heads, device=device)[:, None]
+        unseen = torch.arange(tokens.shape[2], device=device) > torch.from_numpy(places).to(device)[..., None]
+        mask = torch.zeros(unseen.shape, dtype=cache.dtype, device=device).masked_fill_(unseen, float("-inf"))
+        rows, queries, _ = unseen.shape
+        return Group(start, rows, queries, index.flatten(), mask[:, None])
 
 
 def padded(keys: int, queries: int) -> int:
@@ -159,21 +178,11 @@ def padded(keys: int, queries: int) -> int:
     return keys + 384 - rest if queries >= ROWS and 192 < rest < 384 else keys
 
 
-def table_of(blocks: Sequence[Sequence[int]], width: int) -> np.ndarray:
-    """Lists of blocks as one table [rows, width], filled up with block 0."""
-    table = np.zeros((len(blocks), width), np.int32)
-    for row, numbers in zip(table, blocks):
-        row[: len(numbers)] = numbers[:width]
-    return table
+def with_width(tables: np.ndarray, width: int) -> np.ndarray:
+    """Tables [rows, blocks] cut, or filled up with block 0, to [rows, width]."""
+    return np.pad(tables, ((0, 0), (0, max(0, width - tables.shape[1]))))[:, :width]
 
 
-def slots_of(tables: np.ndarray, place: np.ndarray) -> np.ndarray:
+def slots_of(tables: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Where positions [rows, n] of requests with tables [rows, blocks] are kept, counted in tokens."""
-    return np.take_along_axis(tables, place // BLOCK, axis=1).astype(np.int64) * BLOCK + place % BLOCK
-
-
-def fill(values: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
-    """Values [n] and zeros after them."""
-    filled = np.zeros(length, np.int64)
-    filled[: len(values)] = values
-    return filled
+    return np.take_along_axis(tables, places // BLOCK, axis=1).astype(np.int64) * BLOCK + places % BLOCK

@@ -4,34 +4,31 @@ A draw takes one uniform number and looks up where it falls in the cumulated pro
 from (seed, its own number) alone, and each row is computed by itself, so what shares its step does not matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from puna.infer.request import Request, Sampling, TokenLogprob
+from puna.infer.request import Sampling, TokenLogprob
 
 
-def choose(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[np.random.Generator]) -> list[int]:
-    """The next token of each row from its logits [rows, vocab], fp32."""
-    if all(sampling.temperature == 0 for sampling in samplings):
-        return logits.argmax(-1).tolist()
+def choose(logits: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> list[int]:
+    """The next token of each row from its logits [rows, vocab], fp32, and its number in [0, 1)."""
     chosen = logits.argmax(-1)
     drawn = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
-    probs = probabilities(logits[drawn], [samplings[i] for i in drawn])
-    chosen[drawn] = draw(probs, [generators[i].random() for i in drawn]).to(chosen.dtype)
+    if drawn:
+        everything = len(drawn) == len(samplings)
+        probs = probabilities(logits if everything else logits[drawn], [samplings[i] for i in drawn])
+        chosen[drawn] = draw(probs, [uniforms[i] for i in drawn])
     return chosen.tolist()
 
 
 def probabilities(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """What each row [vocab] of logits draws from, fp32 and not normalised where tokens were cut off; a greedy row has
-    all its mass on the likeliest."""
-    temperatures = torch.tensor([s.temperature or 1.0 for s in samplings], device=logits.device)[:, None]
+    """What each row of logits [rows, vocab] draws from, at temperatures above 0: weights, zero for what is cut off."""
+    temperatures = torch.tensor([sampling.temperature for sampling in samplings], device=logits.device)[:, None]
     probs = (logits / temperatures).softmax(-1)
-    if greedy := [i for i, s in enumerate(samplings) if s.temperature == 0]:
-        probs[greedy] = torch.nn.functional.one_hot(logits[greedy].argmax(-1), logits.shape[1]).to(probs.dtype)
-    if cut := [i for i, s in enumerate(samplings) if s.temperature > 0 and (s.top_p < 1 or s.top_k or s.min_p)]:
+    if cut := [i for i, s in enumerate(samplings) if s.top_p < 1 or s.top_k or s.min_p]:
         probs[cut] = truncated(probs[cut], [samplings[i] for i in cut])
     return probs
 
@@ -62,14 +59,16 @@ def draw(probs: Tensor, uniforms: Sequence[float]) -> Tensor:
     return torch.minimum(place, last)[:, 0]
 
 
-def biased(logits: Tensor, requests: Sequence[Request]) -> Tensor:
-    """Logits [rows, vocab] with each request's logit_bias added."""
-    if not any(request.sampling.logit_bias for request in requests):
+def restricted(logits: Tensor, biases: Sequence[Mapping[int, float]], masks: Sequence[np.ndarray | None]) -> Tensor:
+    """Logits [rows, vocab] with each row's bias added and what its mask [vocab] does not allow taken out."""
+    if not any(biases) and all(mask is None for mask in masks):
         return logits
     logits = logits.clone()
-    for row, request in zip(logits, requests):
-        if bias := request.sampling.logit_bias:
-            row[list(bias)] += torch.tensor(list(bias.values()), device=logits.device)
+    for row, bias, mask in zip(logits, biases, masks):
+        if bias:
+            row[list(bias)] += torch.tensor(list(bias.values()), dtype=row.dtype, device=row.device)
+        if mask is not None:
+            row[~torch.from_numpy(mask).to(row.device)] = float("-inf")
     return logits
 
 

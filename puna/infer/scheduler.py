@@ -20,20 +20,26 @@ class Chunk(NamedTuple):
     start: int
     end: int
 
+    @property
+    def ends(self) -> bool:
+        """Whether the last token is among them, so that the output goes on."""
+        return self.end >= len(self.request.tokens)
+
 
 class Plan(NamedTuple):
-    """One step's work. The cache's books are those of after the step."""
+    """One step's work. The books on the cache are already those of after the step."""
 
     prompts: list[Chunk]
     outputs: list[Chunk]
-    """Of requests in the middle of their output: the last token, and with speculation the guesses after it."""
+    """Of requests in the middle of their output: the last token, and the guesses after it."""
 
 
 class Scheduler:
-    """`budget`: tokens in a step; `rows`: requests in a step."""
+    """`budget`: tokens in a step; `rows`: requests in a step; `scored`: tokens in a chunk whose every log-probability
+    is asked for."""
 
-    def __init__(self, blocks: BlockManager, budget: int, rows: int) -> None:
-        self.blocks, self.budget, self.rows = blocks, budget, rows
+    def __init__(self, blocks: BlockManager, budget: int, rows: int, scored: int) -> None:
+        self.blocks, self.budget, self.rows, self.scored = blocks, budget, rows, scored
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in the order in which they were admitted
 
@@ -44,8 +50,12 @@ class Scheduler:
 
         def advance(request: Request) -> None:
             nonlocal budget
-            chunks.append(self._advance(request, min(len(request.tokens), request.computed + budget)))
-            budget -= chunks[-1].end - chunks[-1].start
+            size = min(budget, self.scored) if scores(request) else budget
+            end, last = request.computed + size, len(request.tokens)
+            # a chunk of one token would be computed as an output is, which may differ by rounding
+            end = last if end >= last else end - (end == last - 1 and size > 1)
+            chunks.append(self._advance(request, end))
+            budget -= end - chunks[-1].start
 
         outputting = {chunk.request.id for chunk in outputs}
         for request in self.running:
@@ -63,6 +73,12 @@ class Scheduler:
         else:
             self.waiting.remove(request)
         self._release(request)
+
+    def start_over(self) -> None:
+        """Let nothing count as computed: neither by running requests nor by the prefix cache."""
+        for request in reversed(list(self.running)):
+            self._preempt(request)
+        self.blocks.forget_all()
 
     def _outputs(self) -> list[Chunk]:
         outputs = []
@@ -85,6 +101,7 @@ class Scheduler:
         self.running.remove(request)
         self._release(request)
         request.computed = request.published = 0
+        request.guesses = []
         self.waiting.appendleft(request)
 
     def _release(self, request: Request) -> None:
@@ -106,14 +123,16 @@ class Scheduler:
             return False
         request.blocks = known + [self.blocks.take() for _ in range(missing)]
         request.published, request.computed = len(known), len(known) * BLOCK
+        request.drafted = request.computed
         if not request.begun:
             request.cached, request.prompt_logprobs = request.computed, logprobs
         return True
 
     def _known(self, request: Request) -> list[int]:
-        """The longest known beginning, in blocks; the last token is always computed, for its logits."""
+        """The longest known beginning, in blocks; the last two tokens are always computed, for the logits and so that
+        they are not a chunk of one."""
         known = []
-        for key in request.keys[: (len(request.tokens) - 1) // BLOCK]:
+        for key in request.keys[: max(0, len(request.tokens) - 2) // BLOCK]:
             block = self.blocks.find(key)
             if block is None:
                 break
@@ -121,7 +140,7 @@ class Scheduler:
         return known
 
     def _in_progress(self, request: Request, known: int) -> bool:
-        if known >= (len(request.tokens) - 1) // BLOCK:
+        if known >= max(0, len(request.tokens) - 2) // BLOCK:
             return False
         key = request.keys[known]
         return any(key in other.keys[other.computed // BLOCK :] for other in self.running if not other.in_output)
@@ -129,7 +148,7 @@ class Scheduler:
     def _known_logprobs(self, request: Request, known: list[int]) -> list[TokenLogprob | None]:
         """Log-probabilities of the known beginning where they are asked for; `known` is cut to where they go on."""
         likeliest = request.sampling.prompt_logprobs
-        if likeliest is None or request.begun:
+        if likeliest is None or not scores(request):
             return []
         logprobs: list[TokenLogprob | None] = []
         for place, key in enumerate(request.keys[: len(known)]):
@@ -154,6 +173,11 @@ class Scheduler:
                 self.blocks.publish(request.blocks[place], request.keys[place])
             request.published = full
         return chunk
+
+
+def scores(request: Request) -> bool:
+    """Whether log-probabilities of its prompt are to be computed."""
+    return request.sampling.prompt_logprobs is not None and not request.begun
 
 
 def blocks_for(tokens: int) -> int:

@@ -1,0 +1,89 @@
+"""Outputs of a required form, a JSON schema or a regular expression, by llguidance.
+
+At each place the grammar says which tokens may follow, and all others are given no chance. Where the output may end,
+the tokenizer's stop tokens are allowed; where it must, nothing else is.
+"""
+
+from collections.abc import Sequence
+
+import llguidance
+import numpy as np
+
+from puna.errors import PunaError
+from puna.infer.request import Sampling
+from puna.text.tokenizer import Tokenizer
+
+
+class Grammars:
+    """Makes grammars for a tokenizer. The tokenizer's table is made when the first is asked for."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._table: llguidance.LLTokenizer | None = None
+
+    def __call__(self, sampling: Sampling) -> "Grammar | None":
+        """The grammar that a request asks for; PunaError when it cannot be read."""
+        if sampling.json_schema is None and sampling.regex is None:
+            return None
+        try:
+            if sampling.json_schema is not None:
+                schema = '{"type": "object"}' if sampling.json_schema.strip() == "{}" else sampling.json_schema
+                grammar = llguidance.LLMatcher.grammar_from_json_schema(schema)
+            else:
+                grammar = llguidance.LLMatcher.grammar_from_regex(sampling.regex or "")
+        except ValueError as error:
+            raise PunaError(f"sampling.json_schema: {error}; give a JSON schema") from None
+        self._table = self._table or table(self._tokenizer)
+        matcher = llguidance.LLMatcher(self._table, grammar, log_level=0)
+        if matcher.is_error():
+            asked = "json_schema" if sampling.json_schema is not None else "regex"
+            raise PunaError(f"sampling.{asked} cannot be followed: {matcher.get_error().strip()}; simplify it")
+        return Grammar(matcher)
+
+
+class Grammar:
+    """How far one output has come in its grammar."""
+
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+        self._matcher = matcher
+
+    def push(self, token: int) -> None:
+        self._matcher.consume_token(token)
+
+    def masks(self, guesses: Sequence[int]) -> list[np.ndarray | None]:
+        """Which tokens [vocab] may come next, and which after each guess; None, any, after a guess that may not."""
+        masks: list[np.ndarray | None] = [self._mask()]
+        taken = 0
+        for guess in guesses:
+            if not self._matcher.try_consume_tokens([guess]):
+                break
+            taken += 1
+            masks.append(self._mask())
+        self._matcher.rollback(taken)
+        return masks + [None] * (len(guesses) - taken)
+
+    def _mask(self) -> np.ndarray:
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        return np.unpackbits(bits, bitorder="little").astype(bool)
+
+
+def table(tokenizer: Tokenizer) -> llguidance.LLTokenizer:
+    """The tokenizer as llguidance wants it."""
+    wrapper = llguidance.TokenizerWrapper(_Table(tokenizer))
+    return llguidance.LLTokenizer(wrapper, eos_token=list(tokenizer.stop_ids))
+
+
+class _Table:
+    """Names that llguidance.TokenizerWrapper asks for."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
+        self.special_token_ids = list(tokenizer.special.values())
+        words = {rank: word for word, rank in tokenizer.ranks.items()} | {
+            rank: name.encode() for name, rank in tokenizer.special.items()
+        }
+        self.tokens = [words[rank] for rank in range(tokenizer.vocab_size)]
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._tokenizer.encode_bytes(text)
