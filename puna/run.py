@@ -83,6 +83,13 @@ STAGES = (
     Stage("sft", "puna.posttrain.sft:run", ("pretrain", "synthesize"), ("sft", "seed")),
     Stage("dpo", "puna.posttrain.dpo:run", ("sft", "synthesize"), ("dpo", "seed")),
     Stage(
+        "rounds",
+        "puna.posttrain.rounds:run",
+        ("pretrain", "synthesize"),
+        ("posttrain", "reward", "sft", "dpo", "seed"),
+        asked="posttrain.rounds",
+    ),
+    Stage(
         "evals",
         "puna.evals.evals:run",
         ("corpus", "shards", "pretrain", "synthesize", "sft", "dpo"),
@@ -93,7 +100,7 @@ BY_NAME = {stage.name: stage for stage in STAGES}
 
 
 OPERATIONAL = (
-    *("checkpoint_seconds", "keep_checkpoints", "workers"),
+    *("checkpoint_seconds", "keep_checkpoints", "workers", "attempts"),
     *("engine", "ray_address", "memory_gb", "work"),
 )
 """Knobs that cannot change a result: they are no reason to make anything again."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import puna
 
 ROOT = Path(puna.__file__).parent
-SHARED = {"model", "text", "train", "infer", "tools", "recipe", "errors", "log", "machine", "run", "score"}
+SHARED = {"model", "text", "train", "parallel", "infer", "tools", "recipe", "errors", "log", "machine", "run", "score"}
 STAGES = {"corpus", "scaling", "pretrain", "posttrain", "evals", "report"}
 REFERENCES = {"transformers", "llama_models", "accelerate", "trl", "pytest", "hypothesis"}
 """What parity is tested against is never needed to run."""

@@ -4,12 +4,14 @@ A row is cut into 2 x cp chunks, and rank i takes chunks i and 2 x cp - 1 - i, s
 rank the same. All ranks read whole rows, hence each knows all documents and makes the mask that its queries need.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from puna.model.llama import Attention
+from puna.model.llama import Attention, document_mask, document_positions
 
 
 def chunk_places(seq_len: int, cp: int, rank: int) -> Tensor:
@@ -18,14 +20,39 @@ def chunk_places(seq_len: int, cp: int, rank: int) -> Tensor:
     return torch.cat([chunks[rank], chunks[-1 - rank]])
 
 
-def document_mask_of(documents: Tensor, cp: int, rank: int) -> Tensor:
-    """[B, 1, seq_len / cp, seq_len]: model/llama.py's document_mask for a rank's queries, with the keys in the order in
-    which they are gathered; documents [B, seq_len]."""
-    seq_len = documents.shape[1]
-    queries = chunk_places(seq_len, cp, rank).to(documents.device)
-    keys = torch.cat([chunk_places(seq_len, cp, r) for r in range(cp)]).to(documents.device)
-    same = documents[:, queries, None] == documents[:, None, keys]
-    return (same & (queries[:, None] >= keys))[:, None]
+@dataclass(frozen=True)
+class View:
+    """What of each row this rank of `cp` holds, and what its tokens may attend to.
+
+    The numbers of the documents of whole rows, [B, seq_len], describe it all; the mask is made from them where it is
+    needed, in the form that the attention there wants.
+    """
+
+    cp: int = 1
+    rank: int = 0
+
+    def cut(self, values: Tensor) -> Tensor:
+        """[B, seq_len] -> the places that this rank holds, [B, seq_len / cp]."""
+        return values[:, self.queries(values)].contiguous() if self.cp > 1 else values
+
+    def queries(self, documents: Tensor) -> Tensor:
+        return chunk_places(documents.shape[1], self.cp, self.rank).to(documents.device)
+
+    def keys(self, documents: Tensor) -> Tensor:
+        """Places of the keys in the order in which they are gathered."""
+        places = [chunk_places(documents.shape[1], self.cp, rank) for rank in range(self.cp)]
+        return torch.cat(places).to(documents.device)
+
+    def positions(self, documents: Tensor) -> Tensor:
+        return self.cut(document_positions(documents))
+
+    def mask(self, documents: Tensor) -> Tensor:
+        """[B, 1, seq_len / cp, seq_len]: model/llama.py's document_mask for this rank's queries."""
+        if self.cp == 1:
+            return document_mask(documents)
+        queries, keys = self.queries(documents), self.keys(documents)
+        same = documents[:, queries, None] == documents[:, None, keys]
+        return (same & (queries[:, None] >= keys))[:, None]
 
 
 def apply_context_parallel(model: nn.Module, mesh: DeviceMesh) -> None:

@@ -16,7 +16,8 @@ def apply_fsdp(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, reshard: 
     Parameters are gathered in `dtype`; gradients are added up over micro-batches and over processes in fp32, and not
     divided: every loss here is a sum over the step's own counts.
     """
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    # Inputs are not cast: the angles of the rotary positions go into each layer, and bf16 would spoil them.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in model.get_submodule("layers").children():
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)

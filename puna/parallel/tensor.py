@@ -59,34 +59,40 @@ def _is_there(model: nn.Module, name: str) -> bool:
 
 
 class VocabularyParallel:
-    """The chunk function of puna/train/losses.py where each rank holds a part of the vocabulary.
+    """softmax_gradient of puna/train/losses.py where each rank holds a part of the vocabulary.
 
     The logits of a chunk exist only in parts: ranks exchange one maximum and one sum for each token.
     """
 
-    def __init__(self, mesh: DeviceMesh, vocab_size: int) -> None:
-        self.group = mesh.get_group()
-        self.first = mesh.get_local_rank() * (vocab_size // mesh.size())
+    def __init__(self, mesh: DeviceMesh, size: int) -> None:
+        """`size`: the entries of a rank."""
+        self.group, self.first, self.size = mesh.get_group(), mesh.get_local_rank() * size, size
 
-    def __call__(self, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As loss_chunk, for `weight` [vocab / tp, dim]; the gradient by hidden is this rank's summand."""
-        logits = (hidden @ weight.t()).float()
+    def __call__(self, logits: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """As softmax_gradient, for logits [n, vocab / tp]."""
         top = self._reduce(logits.amax(1), dist.ReduceOp.MAX)
         exponentials = (logits - top[:, None]).exp_()
         sums = self._reduce(exponentials.sum(1), dist.ReduceOp.SUM)
-        mine = (labels >= self.first) & (labels < self.first + len(weight))
+        mine = (labels >= self.first) & (labels < self.first + self.size)
         index = torch.where(mine, labels - self.first, 0)[:, None]
         picked = self._reduce(torch.where(mine, logits.gather(1, index)[:, 0], 0.0), dist.ReduceOp.SUM)
         kept = labels != IGNORE
         log_probs = torch.where(kept, picked - top - sums.log(), 0.0)
         gradient = exponentials.div_(sums[:, None])
         gradient.scatter_add_(1, index, -mine.float()[:, None])
-        gradient = gradient.mul_((kept * scale)[:, None]).to(hidden.dtype)
-        return -log_probs.sum() * scale, gradient @ weight, (gradient.t() @ hidden).float()
+        return log_probs, gradient.mul_((kept * scale)[:, None])
 
     def _reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         dist.all_reduce(tensor, operation, self.group)
         return tensor
+
+
+def local_vocabulary(weight: Tensor) -> tuple[Tensor, VocabularyParallel | None]:
+    """The part of the output matrix on this rank, and what makes a softmax over all parts if it is one of several."""
+    if not isinstance(weight, DTensor):
+        return weight, None
+    part = weight.to_local()
+    return part, VocabularyParallel(weight.device_mesh, len(part))
 
 
 def whole_sequence(hidden: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, PositiveInt, model_validator
 
 from puna.recipe.knobs import Knobs
+from puna.recipe.layout import Layout
 
 
 class Model(Knobs):
@@ -70,6 +71,21 @@ class Training(Knobs):
     checkpoint_seconds: float = Field(30.0, gt=0)
     """At most this much work is lost when the run is killed."""
     keep_checkpoints: int = Field(2, ge=1)
+    """The newest so many."""
+    keep_every: int = Field(0, ge=0)
+    """A checkpoint at every so many steps, kept as long as the stage is in the making; 0 for none."""
+    spike: float = Field(0.0, ge=0)
+    """A step is not taken when its gradient norm is more than so many times the median of the last 64; 0 leaves out
+    only those that are not finite."""
+    patience: int = Field(3, ge=1)
+    """After so many steps in a row that were not taken training goes back to an older checkpoint..."""
+    rewind_steps: int = Field(100, ge=1)
+    """...which is at least so many steps older than the first of them..."""
+    max_rewinds: int = Field(3, ge=0)
+    """...and not more often than this."""
+    hang_seconds: float = Field(600.0, gt=0)
+    """Processes that wait for each other longer than this end, and name the one that they waited for."""
+    layout: Layout = Layout()  # pyright: ignore[reportCallIssue]
 
     @model_validator(mode="after")
     def batch_divides(self) -> "Training":
@@ -118,6 +134,9 @@ class Pretrain(Training):
     needle_share: float = Field(0.0, ge=0, lt=1)
     """Share of the rows that are haystacks with needles (puna/text/needle.py). Ours: a model that reads a few million
     tokens does not learn from text alone to look something up."""
+    spike: float = Field(20.0, ge=0)
+    """See above; healthy steps of a small model reach seven times the median."""
+
     average: int = Field(0, ge=0)
     """The model is the mean of its weights at so many steps, evenly spread over the anneal, the last one among them
     (section 3.4.3; the paper gives no number); 0 keeps the last alone."""

@@ -1,7 +1,14 @@
-"""Data-parallel processes: one thread a core on a CPU, one process a GPU; torchrun's when it started us."""
+"""The processes of a training: one thread a core on a CPU, one process a GPU; torchrun's when it started us.
 
+Under torchrun the process of rank 0 runs the recipe and owns the artifacts; the others follow: they take part in every
+`launch` and do nothing else.
+"""
+
+import atexit
 import multiprocessing.util
 import os
+import pickle
+import signal
 import sys
 import tempfile
 import threading
@@ -9,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +29,12 @@ from puna.recipe import Training
 from puna.train.shared import Neighbours, SharedVectors
 
 CPU = torch.device("cpu")
+PATIENCE = timedelta(hours=2)
+"""Of a single exchange; the training loop notices much earlier that it hangs (watch.py)."""
+
+
+class Preempted(KeyboardInterrupt):
+    """A SIGTERM ended the training, and nothing is lost."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,8 @@ class World:
     size: int = 1
     device: torch.device = CPU
     neighbours: Neighbours | None = None
+    store: dist.Store | None = None
+    """What the processes leave each other notes in."""
 
     def vector(self, length: int) -> tuple[torch.Tensor, Callable[[], object]]:
         """An fp32 vector of zeros, and what makes it the sum over processes: the quickest way there is."""
@@ -50,52 +66,133 @@ class World:
 
 
 def count_processes(options: Training) -> int:
-    """How many processes share a step: as asked, or the most cores or GPUs that divide its micro-batches."""
+    """How many processes share a step: as asked, or the most cores or GPUs that divide its micro-batches; a multiple of
+    those that hold the model between them."""
     micro_batches = options.batch_rows // options.micro_rows
+    layout = options.layout
     if options.processes == "auto":
-        most = torch.cuda.device_count() or physical_cores()
-        return max(n for n in range(1, most + 1) if micro_batches % n == 0)
-    if micro_batches % options.processes:
+        most = (torch.cuda.device_count() or physical_cores()) // layout.model_size
+        copies = max(n for n in range(1, max(1, most) + 1) if micro_batches % n == 0)
+        return layout.model_size * (layout.dp if isinstance(layout.dp, int) else copies)
+    if layout.is_plain and micro_batches % options.processes:
         raise PunaError(
             f"processes = {options.processes} does not divide the {micro_batches} micro-batches of a step "
             f"(batch_rows {options.batch_rows} / micro_rows {options.micro_rows}); use a divisor"
         )
+    layout.over(options.processes)
     return options.processes
 
 
 def launch(function: Callable[..., None], processes: int, *args: Any) -> None:
-    """Call function(world, *args) in every process and wait. `function` and `args` must be picklable."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun made the processes
-        _call(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://", None, None, function, args)
+    """Call function(world, *args) in every process and wait. `function` and `args` must be picklable.
+
+    Raises what one of them raised as a PunaError, and Preempted when a SIGTERM ended them.
+    """
+    if under_torchrun():
+        store, number = meeting(), next_call()
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if rank == 0:
+            store.set(f"call/{number}", pickle.dumps((function, args)))
+        _call(rank, size, dist.PrefixStore(f"group/{number}", store), None, None, function, args)
     elif processes == 1:
         threads = torch.get_num_threads()
         try:
-            _call(0, 1, "", None, None, function, args)
+            _call(0, 1, None, None, None, function, args)
         finally:
             torch.set_num_threads(threads)
     else:
         with tempfile.TemporaryDirectory() as folder:
             barrier = torch.multiprocessing.get_context("spawn").Barrier(processes)
-            arguments = (processes, f"file://{folder}/meeting", os.getpid(), (Path(folder), barrier), function, args)
-            try:
-                torch.multiprocessing.spawn(_call, arguments, nprocs=processes)
-            except torch.multiprocessing.ProcessRaisedException as error:
-                mark = f"{PunaError.__module__}.{PunaError.__name__}: "
-                if mark in str(error):  # the child's traceback as text: the message is all a user needs
-                    raise PunaError(str(error).rpartition(mark)[2].strip()) from None
-                raise
+            arguments = (processes, f"{folder}/meeting", os.getpid(), (Path(folder), barrier), function, args)
+            _spawn(arguments, processes)
+
+
+def _spawn(arguments: tuple[Any, ...], processes: int) -> None:
+    """As torch.multiprocessing.spawn, but a SIGTERM is passed on, so that the processes can save what they have."""
+    context = torch.multiprocessing.spawn(_call, arguments, nprocs=processes, join=False)
+    assert context is not None
+    terminated: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        terminated.append(number)
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, pass_on) if is_main else None
+    try:
+        while not context.join():
+            pass
+    except torch.multiprocessing.ProcessRaisedException as error:
+        mark = f"{PunaError.__module__}.{PunaError.__name__}: "
+        if mark in str(error):  # the child's traceback as text: the message is all a user needs
+            raise PunaError(str(error).rpartition(mark)[2].strip()) from None
+        raise
+    except torch.multiprocessing.ProcessExitedException as error:
+        if not terminated:
+            raise PunaError(f"a training process ended unasked: {error}; the same command goes on from here") from None
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
+    if terminated:
+        raise Preempted("stopped by SIGTERM")
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@cache
+def meeting() -> dist.Store:
+    """torchrun's own store: a new part of it after each restart."""
+    return next(dist.rendezvous("env://"))[0]
+
+
+_calls = 0
+
+
+def next_call() -> int:
+    """The number of this launch: all processes count alike."""
+    global _calls
+    _calls += 1
+    return _calls - 1
+
+
+def follow() -> bool:
+    """Under torchrun in another process than that of rank 0, take part in its launches until it ends, and return True.
+
+    False elsewhere: then this process is the one that runs the recipe.
+    """
+    if not under_torchrun():
+        return False
+    store = meeting()
+    if os.environ["RANK"] == "0":
+        atexit.register(lambda: store.set(f"call/{_calls}", pickle.dumps(None)))
+        return False
+    while True:
+        try:
+            store.wait([f"call/{_calls}"], timedelta(minutes=10))
+        except dist.DistStoreError:
+            continue  # rank 0 is busy with work of its own
+        call = pickle.loads(store.get(f"call/{_calls}"))
+        if call is None:
+            return True
+        function, args = call
+        launch(function, 0, *args)
 
 
 def _call(
     rank: int,
     size: int,
-    meeting: str,
+    store: dist.Store | str | None,
     parent: int | None,
     shared: tuple[Path, Any] | None,
     function: Callable[..., None],
     args: tuple,
 ) -> None:
-    device = torch.device("cuda", rank % torch.cuda.device_count()) if torch.cuda.is_available() else CPU
+    here = int(os.environ.get("LOCAL_RANK", rank))
+    device = torch.device("cuda", here % torch.cuda.device_count()) if torch.cuda.is_available() else CPU
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
@@ -103,16 +200,17 @@ def _call(
         torch.set_num_threads(1)  # threads of several processes on the same cores cost up to ten times
     if parent is not None:
         threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-    if size > 1:
-        if meeting.startswith("file"):  # all on this machine: never ask the network for our own name
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    if isinstance(store, str):  # a file, for all are on this machine: never ask the network for our own name
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+        store = dist.FileStore(store, size)
+    if store is not None:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, meeting, timedelta(minutes=10), world_size=size, rank=rank)
+        dist.init_process_group(backend, timeout=PATIENCE, world_size=size, rank=rank, store=store)
     try:
         neighbours = Neighbours(rank, size, *shared) if shared and device == CPU else None
-        function(World(rank, size, device, neighbours), *args)
+        function(World(rank, size, device, neighbours, store), *args)
     finally:
-        if size > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
     if parent is not None:
         # Python's own ending would abort now and then: gloo's threads outlive their group (torch 2.13) and may be about

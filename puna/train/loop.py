@@ -1,23 +1,50 @@
 """The training loop. Pretraining, SFT and DPO differ in their batches and their loss, and in nothing here."""
 
-import math
-import time
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from torch import Tensor, nn
 
 from puna.errors import PunaError
 from puna.log import Log
-from puna.machine import can_compile, peak_flops, training_dtype
-from puna.model.llama import Llama, flops_per_token
+from puna.machine import can_compile, peak_flops
+from puna.model.llama import Llama
 from puna.recipe import Training
-from puna.train.attention import attention_in, choose_attention
 from puna.train.batches import Batch, Batches, rows_of_step
-from puna.train.checkpoint import load_checkpoint, save_checkpoint
-from puna.train.launch import World
+from puna.train.checkpoint import Checkpoints
+from puna.train.guard import Guard
+from puna.train.launch import Preempted, World
 from puna.train.losses import Loss
+from puna.train.metrics import Meter
 from puna.train.optimizer import learning_rate, make_optimizer
+from puna.train.watch import Watch
+from puna.train.whole import Whole
+
+
+class Trainee(Protocol):
+    """A model with its gradients: whole in each process (whole.py), or in parts (puna/parallel/parts.py)."""
+
+    dtype: torch.dtype
+    """Of the matrix products."""
+    share: tuple[int, int]
+    """Which share of a step's rows this process takes, of how many."""
+    module: nn.Module
+    """Holds the trained parameters."""
+
+    def training(self) -> AbstractContextManager[None]: ...
+    def sum_counts(self, counts: Tensor) -> Tensor: ...
+    def step(self, micro_batches: Sequence[Batch], rows: int, counts: Tensor) -> Tensor: ...
+    def norm(self) -> Tensor: ...
+    def scale(self, factor: Tensor) -> None: ...
+    def checkpoints(
+        self, folder: Path, optimizer: torch.optim.Optimizer, memory: Mapping[str, Tensor], options: Training, log: Log
+    ) -> Checkpoints: ...
+    def finish(self, checkpoints: Checkpoints, steps: int) -> None: ...
 
 
 def train(
@@ -33,105 +60,126 @@ def train(
 ) -> None:
     """Train `model` in place on every row of `batches`, from the newest checkpoint in `work` if there is one.
 
-    Each process holds the whole model and takes its share of the rows of a step. The loss of a step is a sum over all
-    its rows divided by its counts over all processes, so it does not depend on how the rows are divided. Resuming is
-    bit-exact on a CPU. Every process calls `after_step` with the number of steps done, before a checkpoint counts them.
-    Raises PunaError when the loss is not finite.
+    The loss of a step is a sum over all its rows divided by its counts over all processes, so it does not depend on
+    how the rows are divided. Resuming is bit-exact on a CPU and the same layout. Every process calls `after_step` with
+    the number of steps done, before a checkpoint counts them. Afterwards the process of rank 0 has the whole model.
+
+    Raises PunaError when steps go on failing (guard.py), Preempted after a SIGTERM, with a checkpoint written.
     """
     stretches = options.stretches(len(batches))
     steps = sum(stretch.steps for stretch in stretches)
     if steps == 0:
         raise PunaError(f"{name} has {len(batches)} rows, fewer than one step of batch_rows = {options.batch_rows}")
-    model.to(world.device).train()
-    gradient, sum_gradient = world.vector(sum(p.numel() for p in trained(model)))
-    view_gradients(model, gradient)
-    optimizer = make_optimizer(model, options)
-    dtype = training_dtype(options, world.device)
-    compiled = use_compile(options, world.device)
-    hidden = torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
-    attend = choose_attention(world.device, dtype, compiled, options.seq_len)
-    peak = peak_flops(world.device, dtype) * world.size
-    first = load_checkpoint(work, model, optimizer, log)  # last: it restores the state of the random generator
+    trainee = make_trainee(model, loss, options, world)
+    optimizer = make_optimizer(trainee.module, options)
+    guard = Guard(options)
+    checkpoints = trainee.checkpoints(work, optimizer, guard.memory, options, log)
+    peak = peak_flops(world.device, trainee.dtype) * world.size
+    first = checkpoints.load()  # last: it restores the state of the random generator
     if world.rank == 0:
         log.keep_until(first)
         if first:
             log.message(f"{name} goes on from step {first:,} of {steps:,}")
-    saved = before = time.monotonic()
+    meter = Meter(model.config, options, peak, work, log)
+    watch = Watch(world, options.hang_seconds)
 
-    with log.progress(name, steps if world.rank == 0 else 0) as bar, attention_in(model, attend):
+    with log.progress(name, steps if world.rank == 0 else 0) as bar, trainee.training(), watch, terminations() as end:
         if world.rank == 0:
             bar.advance(first)
         for step in range(first, steps):
             numbers, seq_len = rows_of_step(step, stretches)
-            micro_batches = [batches.rows(rows) for rows in rows_of(numbers, options, world)]
+            watch.at(step, "reading rows")
+            with meter.reading():
+                micro_batches = [batches.rows(rows) for rows in rows_of(numbers, options.micro_rows, *trainee.share)]
+            watch.at(step, "training")
             micro_batches = [batch.to(world.device) for batch in micro_batches]
-            counts = world.sum(torch.stack([loss.counts(batch) for batch in micro_batches]).sum(0))
-            total = torch.zeros(1, device=world.device)
-            gradient.zero_()
-            for batch in micro_batches:
-                total += backward(model, hidden, loss, batch, counts, dtype)
-            sum_gradient()
+            counts = trainee.sum_counts(torch.stack([loss.counts(batch) for batch in micro_batches]).sum(0))
+            # With the loss go the wishes on which all must act at the same step: to save, and to stop.
+            total = torch.zeros(3, device=world.device)
+            total[0] = trainee.step(micro_batches, len(numbers), counts)
+            total[1] = world.rank == 0 and meter.unsaved() > options.checkpoint_seconds
+            total[2] = bool(end)
             world.sum(total)
-            norm = gradient.norm()
-            if not math.isfinite(total.item() + norm.item()):
-                raise PunaError(
-                    f"{name}: loss {total.item()} and gradient norm {norm.item()} at step {step + 1} are not finite; "
-                    f"lower peak_lr ({options.peak_lr:g}) or raise warmup_steps ({options.warmup_steps})"
-                )
-            gradient.mul_(torch.clamp(options.clip_norm / (norm + 1e-6), max=1.0))
+            norm = trainee.norm()
+            value, save, stop = total.tolist()
             lr = learning_rate(step, steps, options)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
+            if guard.allows(value, norm.item()):
+                trainee.scale(torch.clamp(options.clip_norm / (norm + 1e-6), max=1.0))
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+            elif guard.exhausted:
+                go_back(step, checkpoints, guard, options, name, f"loss {value} and gradient norm {norm.item()}")
             if after_step:
                 after_step(step + 1)
 
             if world.rank == 0:
-                now = time.monotonic()
-                speed = len(numbers) * seq_len / (now - before)
-                before = now
-                log.figures(
-                    step + 1,
-                    loss=total.item(),
-                    gradient_norm=norm.item(),
-                    learning_rate=lr,
-                    tokens_per_second=speed,
-                    mfu=flops_per_token(model.config, seq_len) * speed / peak,
-                    **({"batch_rows": len(numbers), "seq_len": seq_len} if len(stretches) > 1 else {}),
-                )
-                bar.advance(1, f"loss {total.item():.3f}  {speed:,.0f} tokens/s")
-                if now - saved > options.checkpoint_seconds:
-                    save_checkpoint(work, step + 1, model, optimizer, options.keep_checkpoints)
-                    saved = before = time.monotonic()
+                shape = {"batch_rows": len(numbers), "seq_len": seq_len} if len(stretches) > 1 else {}
+                speed = meter.step(step + 1, len(numbers), seq_len, value, norm.item(), lr, guard.skipped, **shape)
+                bar.advance(1, f"loss {value:.3f}  {speed:,.0f} tokens/s")
+            kept = options.keep_every and (step + 1) % options.keep_every == 0
+            if (save and not guard.in_a_row) or kept or stop:
+                watch.at(step, "saving")
+                checkpoints.save(step + 1)
+                meter.saved()
+            if stop:
+                checkpoints.wait()
+                raise Preempted(f"{name} stopped after step {step + 1:,} of {steps:,}, which a checkpoint holds")
+    trainee.finish(checkpoints, steps)
     model.eval()
 
 
-def backward(
-    model: Llama, hidden_fn, loss: Loss, batch: Batch, counts: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """One micro-batch forward and backward: gradients add up in the parameters, its part of the loss is returned."""
-    with torch.autocast(batch.tokens.device.type, dtype, enabled=dtype != torch.float32):
-        value = loss(hidden_fn(batch.tokens, documents=batch.documents), model.lm_head.weight, batch, counts)
-    value.backward()
-    return value.detach()
+def make_trainee(model: Llama, loss: Loss, options: Training, world: World) -> Trainee:
+    compiled = use_compile(options, world.device)
+    if options.layout.is_plain and world.device.type == "cpu":
+        return Whole(model, loss, options, world, compiled)
+    from puna.parallel.parts import Parts
+
+    return Parts(model, loss, options, world, compiled)
 
 
-def rows_of(numbers: range, options: Training, world: World) -> list[range]:
-    """The row numbers of this process's micro-batches among those of a step."""
-    share = len(numbers) // world.size
-    first = numbers.start + world.rank * share
-    return [range(i, i + options.micro_rows) for i in range(first, first + share, options.micro_rows)]
+def go_back(step: int, checkpoints: Checkpoints, guard: Guard, options: Training, name: str, found: str) -> None:
+    """Take the weights of a checkpoint from before the trouble; the rows since then are passed over."""
+    skipped, rewinds = guard.skipped, guard.rewinds
+    begin = step + 1 - guard.in_a_row
+    before = begin - options.rewind_steps
+    what = "not finite" if "nan" in found or "inf" in found else f"a spike (spike = {options.spike:g})"
+    if rewinds >= options.max_rewinds or before < 1 or not (there := checkpoints.load(before)):
+        raise PunaError(
+            f"{name}: {found} at step {step + 1} are {what}; lower peak_lr ({options.peak_lr:g}) or raise warmup_steps "
+            f"({options.warmup_steps})"
+        )
+    guard.rewound(skipped, rewinds)
+    checkpoints.log.message(
+        f"{name}: {options.patience} steps in a row failed from step {begin + 1:,} ({found}); the weights are again "
+        f"those of step {there:,}, and the rows of the steps between are passed over"
+    )
 
 
-def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
+def rows_of(numbers: range, micro_rows: int, rank: int, size: int) -> list[range]:
+    """The row numbers of a process's micro-batches among those of a step: equal shares, or nearly."""
+    count = len(numbers) // micro_rows
+    if count < size:
+        raise PunaError(
+            f"{size} processes share {count} micro-batches of a step; use fewer, lower micro_rows ({micro_rows}) or "
+            "raise batch_rows"
+        )
+    mine = range(rank * count // size, (rank + 1) * count // size)
+    return [numbers[i * micro_rows : (i + 1) * micro_rows] for i in mine]
 
 
-def view_gradients(model: torch.nn.Module, flat: torch.Tensor) -> None:
-    """Make every gradient a view of one fp32 vector, so that its sum over processes and its norm are one call each."""
-    parameters = trained(model)
-    for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters])):
-        parameter.grad = piece.view_as(parameter)
+@contextmanager
+def terminations() -> Iterator[list[int]]:
+    """Instead of ending the process, SIGTERM adds to the list while the block runs."""
+    found: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # Python lets only that one ask for signals
+        yield found
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: found.append(number))
+    try:
+        yield found
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def use_compile(options: Training, device: torch.device) -> bool:

@@ -5,6 +5,7 @@ here go through the tokens in chunks of a few hundred; memory is chunk x vocabul
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,10 +15,14 @@ from torch import Tensor
 from puna.train.batches import IGNORE, Batch
 
 CHUNK = 512
+Softmax = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Loss(Protocol):
-    """What a training stage minimises: a sum over its batches divided by counts over ALL batches of the step."""
+    """What a training stage minimises: a sum over its batches divided by counts over ALL batches of the step.
+
+    One that is a sum over tokens says so with `whole_rows = False`: context parallelism may then cut its rows.
+    """
 
     def counts(self, batch: Batch) -> Tensor:
         """What the terms are divided by, as a float tensor; summed over micro-batches and processes."""
@@ -46,9 +51,11 @@ def softmax_gradient(logits: Tensor, labels: Tensor, scale: Tensor) -> tuple[Ten
     return torch.where(kept, (picked - sums.log())[:, 0], 0.0), gradient
 
 
-def loss_chunk(hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def loss_chunk(
+    hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, softmax: Softmax = softmax_gradient
+) -> tuple[Tensor, Tensor, Tensor]:
     """Summed cross-entropy of a chunk times `scale`, with its gradients by hidden and by weight (fp32)."""
-    log_probs, gradient = softmax_gradient((hidden @ weight.t()).float(), labels, scale)
+    log_probs, gradient = softmax((hidden @ weight.t()).float(), labels, scale)
     gradient = gradient.to(hidden.dtype)
     return -log_probs.sum() * scale, gradient @ weight, (gradient.t() @ hidden).float()
 
@@ -81,6 +88,15 @@ def product_dtype(device: torch.device) -> torch.dtype:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
+def whole_or_part(weight: Tensor) -> tuple[Tensor, Softmax | None]:
+    """An output matrix, or the part of it that tensor parallelism left here with the softmax over all parts."""
+    if not hasattr(weight, "device_mesh"):  # a DTensor has one; to ask for its type would import a second's worth
+        return weight, None
+    from puna.parallel.tensor import local_vocabulary
+
+    return local_vocabulary(weight)
+
+
 def cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, chunk_fn: Callable[..., Any] = loss_chunk
 ) -> Tensor:
@@ -90,6 +106,8 @@ def cross_entropy(
     precision, the softmax and the weight's gradient in fp32.
     """
     dtype = product_dtype(hidden.device)
+    weight, softmax = whole_or_part(weight)
+    chunk_fn = partial(loss_chunk, softmax=softmax) if softmax else chunk_fn
     with torch.autocast(hidden.device.type, enabled=False):
         return _CrossEntropy.apply(hidden.to(dtype), weight.to(dtype), labels, scale, chunk_fn)  # pyright: ignore
 
@@ -98,37 +116,44 @@ class _TokenLogProbs(torch.autograd.Function):
     """The logits are computed again in backward, since the gradient of each token comes only then."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, softmax: Softmax | None) -> Tensor:
         ctx.save_for_backward(hidden, weight, labels)
+        ctx.softmax = softmax or softmax_gradient
         chunks = zip(hidden.split(CHUNK), labels.split(CHUNK))
+        if softmax:
+            one = torch.ones((), device=hidden.device)
+            return torch.cat([softmax((h @ weight.t()).float(), y, one)[0] for h, y in chunks])
         losses = [
             F.cross_entropy((h @ weight.t()).float(), y, reduction="none", ignore_index=IGNORE) for h, y in chunks
         ]
         return -torch.cat(losses)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden, weight, labels = ctx.saved_tensors
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.zeros(weight.shape, device=weight.device)
         for i in range(0, len(hidden), CHUNK):
             part = slice(i, i + CHUNK)
-            _, gradient = softmax_gradient((hidden[part] @ weight.t()).float(), labels[part], -grads[0][part])
+            _, gradient = ctx.softmax((hidden[part] @ weight.t()).float(), labels[part], -grads[0][part])
             gradient = gradient.to(hidden.dtype)
             hidden_grad[part] = gradient @ weight
             weight_grad += (gradient.t() @ hidden[part]).float()
-        return hidden_grad, weight_grad, None
+        return hidden_grad, weight_grad, None, None
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each label, zero where it is IGNORE: hidden [n, dim], labels [n] -> [n] fp32."""
     dtype = product_dtype(hidden.device)
+    weight, softmax = whole_or_part(weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        return _TokenLogProbs.apply(hidden.to(dtype), weight.to(dtype), labels)  # pyright: ignore
+        return _TokenLogProbs.apply(hidden.to(dtype), weight.to(dtype), labels, softmax)  # pyright: ignore
 
 
 class NextToken:
     """Cross-entropy per label: pretraining on all tokens, SFT on the assistant's (the labels say which)."""
+
+    whole_rows = False
 
     def __init__(self, compiled: bool = False) -> None:
         self._chunk = torch.compile(loss_chunk, dynamic=False) if compiled else loss_chunk

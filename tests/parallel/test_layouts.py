@@ -5,19 +5,19 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from puna.errors import PunaError
 from puna.model.llama import Llama, LlamaConfig, document_mask, document_positions
-from puna.parallel.context import apply_context_parallel, chunk_places, document_mask_of
-from puna.parallel.mesh import FSDP_AXIS, Layout, make_mesh
-from puna.parallel.pipeline import Part, Pipeline, split, stages_of
-from puna.parallel.recompute import Recompute, apply_recompute
-from puna.parallel.shard import apply_fsdp
-from puna.parallel.tensor import VocabularyParallel, apply_tensor_parallel, whole_sequence
+from puna.parallel.context import View, chunk_places
+from puna.parallel.mesh import check
+from puna.parallel.parts import Parts
+from puna.parallel.pipeline import split, stages_of
+from puna.recipe import Training
+from puna.recipe.layout import Layout
 from puna.train.batches import IGNORE, Batch
 from puna.train.launch import World, launch
+from puna.train.loop import rows_of
 from puna.train.losses import NextToken
 
 CONFIG = LlamaConfig(256, dim=64, layers=6, heads=8, kv_heads=4, ffn_dim=128)
@@ -27,10 +27,7 @@ ROWS, SEQ_LEN = 8, 64
 @dataclass(frozen=True)
 class Case:
     layout: Layout
-    schedule: str = "1f1b"
-    per_rank: int = 1
-    recompute: Recompute = "none"
-    micro_batches: int = 4
+    micro_rows: int = 1
 
 
 def make_model() -> Llama:
@@ -48,10 +45,6 @@ def make_batch() -> Batch:
     return Batch(tokens[:, :-1].contiguous(), labels, documents)
 
 
-def local(weight: torch.Tensor) -> torch.Tensor:
-    return weight.to_local() if isinstance(weight, DTensor) else weight
-
-
 def compare(world: World, cases: list[Case]) -> None:
     """Raises AssertionError in the process that finds a difference."""
     warnings.simplefilter("ignore")  # torch's, about itself
@@ -61,93 +54,61 @@ def compare(world: World, cases: list[Case]) -> None:
     expected = NextToken()(whole.hidden(batch.tokens, documents=batch.documents), whole.lm_head.weight, batch, counts)
     expected.backward()
     gradients = {name: p.grad for name, p in whole.named_parameters() if p.grad is not None}
-    norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+    norm = torch.nn.utils.get_total_norm(list(gradients.values())).item()
     for case in cases:
-        loss, found = train_step(case, batch, counts)
-        assert loss == pytest.approx(expected.item(), rel=1e-6), case
-        squares = torch.zeros(())
-        for name, gradient in found.items():
+        parts = Parts(make_model(), NextToken(), options_of(case), world, compiled=False)
+        mine = [rows_of_batch(batch, rows) for rows in rows_of(range(ROWS), case.micro_rows, *parts.share)]
+        counts = parts.sum_counts(torch.stack([NextToken().counts(part) for part in mine]).sum(0))
+        total = world.sum(parts.step(mine, ROWS, counts)[None])
+        assert total.item() == pytest.approx(expected.item(), rel=1e-6), case
+        for name, parameter in parts.parameters.items():
+            assert isinstance(parameter.grad, DTensor), f"{case}: {name} has no gradient"
+            gradient = parameter.grad.full_tensor()
             error = ((gradient - gradients[name]).norm() / gradients[name].norm()).item()
             assert error < 1e-5, f"{case}: {name} is off by {error:.1e}"
-            squares += gradient.square().sum()
-        if case.layout.pp > 1:
-            mesh = make_mesh(case.layout, "cpu")
-            dist.all_reduce(squares, group=mesh.get_group("pp"))
-        assert squares.sqrt().item() == pytest.approx(norm.item(), rel=1e-5), case
+        assert parts.norm().item() == pytest.approx(norm, rel=1e-5), case
 
 
-def train_step(case: Case, batch: Batch, counts: torch.Tensor) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss of a step over all processes, and the whole gradients of the parameters that this one has."""
-    layout, loss = case.layout, NextToken()
-    mesh = make_mesh(layout, "cpu")
-    pipeline = None
-    if layout.pp > 1:
-        pipeline = Pipeline(make_model(), mesh["pp"], case.schedule, case.per_rank, case.micro_batches)
-    parts = pipeline.parts if pipeline else [Part(make_model(), range(CONFIG.layers), True, True)]
-    for part in parts:
-        if layout.cp > 1:
-            apply_context_parallel(part, mesh["cp"])
-        if layout.tp > 1:
-            apply_tensor_parallel(part, mesh["tp"])
-            loss._chunk = VocabularyParallel(mesh["tp"], CONFIG.vocab_size)
-        apply_recompute(part, case.recompute)
-        apply_fsdp(part, mesh[FSDP_AXIS], torch.float32, reshard=layout.pp == 1)
+def options_of(case: Case) -> Training:
+    return Training(seq_len=SEQ_LEN, batch_rows=ROWS, micro_rows=case.micro_rows, precision="fp32", layout=case.layout)  # pyright: ignore[reportCallIssue]
 
-    rows = slice(*(ROWS // layout.dp * (mesh.get_local_rank("dp") + i) for i in (0, 1)))
-    places = chunk_places(SEQ_LEN, layout.cp, mesh.get_local_rank("cp"))
-    positions = document_positions(batch.documents)[rows][:, places]
-    mask = document_mask_of(batch.documents[rows], layout.cp, mesh.get_local_rank("cp"))
-    tokens, labels = batch.tokens[rows][:, places], batch.labels[rows][:, places]
 
-    def loss_of(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        head = parts[-1].lm_head
-        assert head is not None
-        return loss(whole_sequence(hidden), local(head.weight), Batch(labels, labels, labels), counts)
-
-    if pipeline:
-        pipeline.make_schedule(torch.device("cpu"), loss_of)
-        total = pipeline.step(tokens, labels, positions, mask)
-    else:
-        value = loss_of(parts[0](tokens, positions, mask), labels)
-        value.backward()
-        total = value.detach()
-    dist.all_reduce(total)
-    gradients = {}
-    for name, parameter in (item for part in parts for item in part.named_parameters()):
-        assert parameter.grad is not None, f"{case}: {name} has no gradient"
-        gradients[name] = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
-    return total.item() / layout.tp, gradients
+def rows_of_batch(batch: Batch, rows: range) -> Batch:
+    return Batch(batch.tokens[list(rows)], batch.labels[list(rows)], batch.documents[list(rows)])
 
 
 CASES = {
     2: [
         Case(Layout(tp=2)),
         Case(Layout(cp=2)),
-        Case(Layout(dp=2)),
+        Case(Layout(dp=2, shard=2)),
         Case(Layout(pp=2)),
-        Case(Layout(pp=2), "interleaved", per_rank=2, micro_batches=8),
-        Case(Layout(pp=2), "zero-bubble", per_rank=2),
-        Case(Layout(pp=2), "zbv", per_rank=2),
-        Case(Layout(tp=2), recompute="full"),
-        Case(Layout(cp=2), recompute="selective"),
+        Case(Layout(pp=2, schedule="interleaved", stages=2)),
+        Case(Layout(pp=2, schedule="zero-bubble", stages=2)),
+        Case(Layout(pp=2, schedule="zbv", stages=2), micro_rows=2),
+        Case(Layout(tp=2, recompute="full")),
+        Case(Layout(cp=2, recompute="selective")),
     ],
+    3: [Case(Layout(pp=3, schedule="interleaved", stages=2)), Case(Layout(dp=3, shard=3), micro_rows=2)],
     4: [
         Case(Layout(tp=2, cp=2)),
         Case(Layout(tp=2, dp=2)),
+        Case(Layout(dp=4, shard=2)),
         Case(Layout(cp=2, dp=2)),
-        Case(Layout(tp=2, pp=2)),
-        Case(Layout(cp=2, pp=2), "interleaved", per_rank=2),
-        Case(Layout(pp=2, dp=2), recompute="full"),
+        Case(Layout(tp=2, pp=2), micro_rows=8),
+        Case(Layout(cp=2, pp=2, schedule="interleaved", stages=2), micro_rows=2),
+        Case(Layout(pp=2, dp=2, recompute="full")),
         Case(Layout(tp=4)),
     ],
     8: [
-        Case(Layout(tp=2, cp=2, dp=2), recompute="full"),
-        Case(Layout(tp=2, cp=2, pp=2), "interleaved", per_rank=2),
+        Case(Layout(tp=2, cp=2, dp=2, recompute="full")),
+        Case(Layout(tp=2, cp=2, pp=2, schedule="interleaved", stages=2)),
         Case(Layout(tp=2, pp=2, dp=2)),
-        Case(Layout(cp=2, pp=2, dp=2), recompute="selective"),
+        Case(Layout(cp=2, pp=2, dp=2, recompute="selective")),
     ],
-    16: [Case(Layout(tp=2, cp=2, pp=2, dp=2), "interleaved", per_rank=2)],
+    16: [Case(Layout(tp=2, cp=2, pp=2, dp=2, schedule="interleaved", stages=2))],
 }
+"""Three processes and few micro-batches: what does not come out even is filled up."""
 
 
 @pytest.mark.parametrize("processes", CASES)
@@ -158,8 +119,8 @@ def test_equals_one_process(processes: int) -> None:
 def test_embedding_and_output_count_as_a_layer_each() -> None:
     assert split(6, 4) == [range(0, 1), range(1, 3), range(3, 5), range(5, 6)]
     assert [len(part) for part in split(126, 16)] == [7] + 14 * [8] + [7]  # the 405B model (section 3.3.2)
-    assert stages_of(1, 4, 2, "interleaved") == [1, 5]
-    assert stages_of(1, 4, 2, "zbv") == [1, 6]
+    assert stages_of(1, Layout(pp=4, stages=2, schedule="interleaved")) == [1, 5]
+    assert stages_of(1, Layout(pp=4, stages=2, schedule="zbv")) == [1, 6]
 
 
 def test_every_rank_has_an_equal_share_of_causal_attention() -> None:
@@ -168,15 +129,28 @@ def test_every_rank_has_an_equal_share_of_causal_attention() -> None:
     assert len({int(p.sum()) for p in places}) == 1
     documents = make_batch().documents
     mask = document_mask(documents)[:, :, places[1]][..., torch.cat(places)]
-    assert torch.equal(document_mask_of(documents, 4, 1), mask)
+    assert torch.equal(View(4, 1).mask(documents), mask)
+    assert torch.equal(View(4, 1).positions(documents), document_positions(documents)[:, places[1]])
 
 
 def test_a_layout_that_cannot_be_names_the_axis() -> None:
-    Layout(tp=4, cp=2, pp=8, dp=3).check(CONFIG, 64)
+    check(Layout(tp=4, cp=2, pp=8, dp=3), CONFIG, 64)
+    check(Layout(), CONFIG, 63)
     for layout, message in (
         (Layout(tp=8), "tp = 8 does not divide kv_heads = 4"),
         (Layout(tp=2, cp=3), "seq_len = 64 is not a multiple of 2 x cp x tp = 12"),
-        (Layout(pp=9), "pp = 9: 6 layers, embedding and output make 8 parts"),
+        (Layout(pp=9), "pp = 9 with 1 stages each: 6 layers, embedding and output make 8 parts"),
+        (Layout(pp=2, stages=2), "stages = 2 needs pp above 1 and another schedule than 1f1b"),
+        (Layout(pp=2, schedule="zbv"), "schedule zbv needs stages = 2, not 1"),
     ):
         with pytest.raises(PunaError, match=message):
-            layout.check(CONFIG, 64)
+            check(layout, CONFIG, 64)
+
+
+def test_the_axes_must_make_the_number_of_processes() -> None:
+    assert (Layout(tp=2).over(8).dp, Layout(tp=2).over(8).shard) == (4, 4)
+    assert Layout(dp=4, shard=2).over(4).shard == 2
+    with pytest.raises(PunaError, match="layout tp 2 x cp 1 x pp 1 x dp auto does not make 3 processes"):
+        Layout(tp=2).over(3)
+    with pytest.raises(PunaError, match=r"layout\.shard = 3 does not divide dp = 4"):
+        Layout(shard=3).over(4)

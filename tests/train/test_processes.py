@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from puna import pretrain
 from puna.errors import PunaError
 from puna.log import Log
+from puna.pretrain import pretrain
 from puna.recipe import Recipe, Training, parse_recipe
 from puna.text.tokenizer import Tokenizer
 from puna.text.tokenizer_files import special_names
@@ -80,7 +80,7 @@ def test_an_error_in_a_process_is_told_as_one(inputs: dict[str, Path], tmp_path:
 
 CHILD = """
 import pickle, sys
-from puna import pretrain
+from puna.pretrain import pretrain
 pretrain.run(*pickle.load(open(sys.argv[1], "rb")))
 """
 
