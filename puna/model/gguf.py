@@ -172,10 +172,11 @@ def _string(text: str) -> bytes:
 
 def _value(value: Any) -> bytes:
     """A value of the metadata after the number of its type; an array after those of its items and their count."""
-    number, data = _scalar(value[0] if isinstance(value, list) else value)
-    if isinstance(value, list):
-        return struct.pack("<IIQ", 9, number, len(value)) + b"".join(_scalar(item)[1] for item in value)
-    return struct.pack("<I", number) + data
+    if not isinstance(value, list):
+        number, data = _scalar(value)
+        return struct.pack("<I", number) + data
+    number = 5 if isinstance(value[0], int) else 8  # llama.cpp wants the numbers of an array signed
+    return struct.pack("<IIQ", 9, number, len(value)) + b"".join(_scalar(item)[1] for item in value)
 
 
 def _scalar(value: str | bool | int | float) -> tuple[int, bytes]:

@@ -108,6 +108,9 @@ def test_the_vocabulary_is_whole(model: Llama, tokenizer: Tokenizer, tmp_path: P
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
     assert chat[keys.TOKEN_TYPE] == [control if i in theirs.all_special_ids or i >= 336 else normal for i in range(352)]
 
+    # llama.cpp refuses an array of unsigned numbers here
+    kinds = gguf.GGUFReader(tmp_path / "fp32.gguf").fields[keys.TOKEN_TYPE].types
+    assert kinds == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32]
     places = {token: place for place, token in enumerate(chat[keys.LIST])}
     joined = [places["".join(merge.split(" "))] for merge in chat[keys.MERGES]]
     assert joined == sorted(joined)
