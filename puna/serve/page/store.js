@@ -2,7 +2,7 @@
 //
 //   conversation  { id, title, updated, turns }
 //   turn          { user, replies }                   one reply for each model that answered
-//   reply         { model, steps, stopped, error }    stopped: cut off by the user
+//   reply         { model, steps, busy, stopped, error }    stopped: cut off by the user
 //   step          { text, tokens, calls, finish, usage, seconds }
 //   token         { text, logprob, top: [{ text, logprob }] }
 //   call          { id, name, arguments, result: { text, images, seconds, error } }
@@ -24,7 +24,11 @@ export function loadConversations() {
   const found = [];
   for (const key of Object.keys(localStorage).filter((key) => key.startsWith(PREFIX))) {
     const conversation = read(key);
-    if (conversation?.id && Array.isArray(conversation.turns)) found.push(conversation);
+    if (!conversation?.id || !Array.isArray(conversation.turns)) continue;
+    for (const reply of conversation.turns.flatMap((turn) => turn.replies)) {
+      if (reply.busy) reply.stopped = delete reply.busy; // the page was closed while it was written
+    }
+    found.push(conversation);
   }
   return found.sort((a, b) => b.updated - a.updated);
 }
