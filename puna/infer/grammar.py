@@ -38,14 +38,14 @@ class Grammars:
         if matcher.is_error():
             asked = "json_schema" if sampling.json_schema is not None else "regex"
             raise PunaError(f"sampling.{asked} cannot be followed: {matcher.get_error().strip()}; simplify it")
-        return Grammar(matcher)
+        return Grammar(matcher, self._tokenizer.vocab_size)
 
 
 class Grammar:
     """How far one output has come in its grammar."""
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+        self._matcher, self._vocab_size = matcher, vocab_size
 
     def push(self, token: int) -> None:
         self._matcher.consume_token(token)
@@ -64,7 +64,8 @@ class Grammar:
 
     def _mask(self) -> np.ndarray:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        return np.unpackbits(bits, bitorder="little").astype(bool)
+        # the bits fill whole words of 32
+        return np.unpackbits(bits, bitorder="little", count=self._vocab_size).astype(bool)
 
 
 def table(tokenizer: Tokenizer) -> llguidance.LLTokenizer:
