@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from puna.corpus.dedup import KEYS, find_duplicates
-from puna.corpus.lines import FrequentLines, count_lines, frequent_lines, line_keys
+from puna.corpus.lines import HASHES, FrequentLines, count_lines, frequent_lines, line_keys
 from puna.corpus.minhash import band_keys, jaccard, shingle_sets, text_keys
 from puna.recipe import Corpus
 
@@ -219,8 +219,8 @@ def _lines_puna(documents: list[str], folder: Path, shard: int = 2000) -> list[s
     hashed = [folder / f"{number}.rows" for number in range(len(shards))]
     for texts, path, rows in zip(shards, tables, hashed):
         lines = line_keys(texts)
-        pq.write_table(count_lines(lines, ["en"] * len(texts), np.zeros(len(texts), np.int32)), path)
-        pq.write_table(pa.table({"lines": lines}), rows)
+        pq.write_table(count_lines(lines, ["en"] * len(texts), np.zeros(len(texts), np.int32)), path, **HASHES)
+        pq.write_table(pa.table({"lines": lines}), rows, **HASHES)
     frequent = FrequentLines(frequent_lines(tables, KNOBS, folder))
     cut = (
         frequent.drop(

@@ -13,6 +13,7 @@ two share one by a chance of 3%.
 from collections.abc import Iterator, Sequence
 from itertools import chain, compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,8 @@ from puna.recipe import Corpus
 
 COUNTS = pa.schema({"language": pa.string(), "bucket": pa.int32(), "line": pa.uint64(), "count": pa.int64()})
 FREQUENT = pa.schema({"language": pa.string(), "bucket": pa.int32(), "line": pa.uint64()})
+HASHES: dict[str, Any] = {"use_dictionary": ["language"], "compression": "none"}
+"""Options to write them with: nothing about a hash repeats."""
 BLANK = np.uint64(xxhash.xxh3_64_intdigest(b""))
 BLOCK = 1 << 16  # characters of the texts whose lines are hashed at once
 

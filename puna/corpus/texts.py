@@ -21,7 +21,7 @@ from puna.corpus import decontaminate, quality
 from puna.corpus.document import DOCUMENTS, Document, Table, batches_of
 from puna.corpus.engine import Rows
 from puna.corpus.filters import Text, reason_to_drop
-from puna.corpus.lines import COUNTS, FrequentLines, buckets, count_lines, line_keys
+from puna.corpus.lines import COUNTS, HASHES, FrequentLines, buckets, count_lines, line_keys
 from puna.corpus.outliers import TokenCounts, TokenDistribution, load_distributions, outlier_words
 from puna.corpus.parts import part_of
 from puna.corpus.pii import replace_pii, too_much_pii
@@ -125,9 +125,9 @@ def make_survey(shard: TextShard, folder: Path, rows: Rows) -> None:
             rows_of_batches.append(pa.table([[page.doc for page in web], places, lines], schema=ROWS))
     summed = pa.concat_tables(counted).group_by(COUNTS.names[:3]).aggregate([("count", "sum")])
     summed = summed.rename_columns(COUNTS.names).sort_by([(name, "ascending") for name in COUNTS.names[:3]])
-    pq.write_table(summed, folder / "lines.parquet")
+    pq.write_table(summed, folder / "lines.parquet", **HASHES)
     pq.write_table(tokens.table(), folder / "tokens.parquet")
-    pq.write_table(pa.concat_tables(rows_of_batches), folder / "rows.parquet")
+    pq.write_table(pa.concat_tables(rows_of_batches), folder / "rows.parquet", **HASHES)
 
 
 # -- pass 2 ------------------------------------------------------------------------------------------------------------
