@@ -110,10 +110,10 @@ class ResponseReply:
         self.response["status"] = "incomplete" if cut else "completed"
         if cut:
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
-        generated = self.choice.generated
+        generated, cached = self.choice.generated, self.choice.cached
         self.response["usage"] = {
             "input_tokens": self.prompt,
-            "input_tokens_details": {"cached_tokens": self.choice.cached},
+            "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": self.prompt - cached},
             "output_tokens": generated,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": self.prompt + generated,
