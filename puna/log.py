@@ -93,3 +93,9 @@ class Log:
             self._board = SummaryWriter(str(self.folder / "tensorboard" / self.stage))
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write to TensorBoard what is still held back; a later figure opens it again."""
+        if self._board:
+            self._board.close()
+            self._board = None

@@ -126,6 +126,7 @@ def train(
                 checkpoints.wait()
                 raise Preempted(f"{name} stopped after step {step + 1:,} of {steps:,}, which a checkpoint holds")
     trainee.finish(checkpoints, steps)
+    log.close()
     model.eval()
 
 
