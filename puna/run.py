@@ -100,7 +100,8 @@ BY_NAME = {stage.name: stage for stage in STAGES}
 
 
 OPERATIONAL = (
-    *("checkpoint_seconds", "keep_checkpoints", "workers", "attempts"),
+    *("checkpoint_seconds", "keep_checkpoints", "keep_every", "hang_seconds", "layout"),
+    *("workers", "attempts"),
     *("engine", "ray_address", "memory_gb", "work"),
 )
 """Knobs that cannot change a result: they are no reason to make anything again."""
