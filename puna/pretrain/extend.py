@@ -141,31 +141,40 @@ class Examiner:
 def _extend(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> None:
     knobs, work = recipe.extend, work_folder(out)
     tokenizer = Tokenizer.load(inputs["tokenizer"])
-    model = load_hf(inputs["pretrain"], dtype=torch.float32).to(world.device)
+    base = load_hf(inputs["pretrain"], dtype=torch.float32)
+    newest: dict[str, torch.Tensor] = base.state_dict()
     examine = Examiner(world, recipe, inputs["shards"], tokenizer)
 
     def step(name: str, after: int, attempt: int, longest: int, options: Pretrain | None) -> Examination:
         """Train where there are options, examine, and remember both; after a restart only recall them."""
+        nonlocal newest
         folder = work / name
-        if (folder / "result.json").exists():
-            if options:
-                model.load_state_dict(load_file(folder / "weights.safetensors"))
-            return Examination(**json.loads((folder / "result.json").read_text()))
         folder.mkdir(exist_ok=True)
-        if options:
+        model, trained = Llama(base.config), folder / "weights.safetensors"
+        if options and not trained.exists():
+            model.load_state_dict(newest)
             seed = int(rng(recipe.seed, "extend", name).integers(2**31))
-            own = Log(log.folder, f"extend-{name}", log.quiet)
-            train_on(inputs["shards"], model, tokenizer, options, seed, world, folder, own, f"extending, {name}")
-        result = examine(model, after, attempt, longest)
-        if world.rank == 0:
-            for checkpoint in folder.iterdir():
-                shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink()
-            if options:
-                save_file(dict(model.named_parameters()), folder / "weights.safetensors")
-            write_text(folder / "result.json", json.dumps(asdict(result)))
-            shown = "  ".join(f"{length}: {result.share(int(length), knobs.haystacks):.0%}" for length in result.found)
-            log.message(f"{name}: short loss {result.loss:.4f}, needles {shown}")
-        return result
+            own, place = Log(log.folder, f"extend-{name}", log.quiet), folder / "training"
+            train_on(inputs["shards"], model, tokenizer, options, seed, world, place, own, f"extending, {name}")
+            if world.rank == 0:
+                save_file({name: weight.cpu() for name, weight in model.state_dict().items()}, folder / "aside")
+                (folder / "aside").rename(trained)
+                shutil.rmtree(place, ignore_errors=True)
+            world.sum(torch.zeros(1, device=world.device))  # all wait for the file
+        if options:
+            newest = load_file(trained)
+        model.load_state_dict(newest)
+        told = folder / "examination.json"
+        if not told.exists():
+            result = examine(model.to(world.device).eval(), after, attempt, longest)
+            if world.rank == 0:
+                write_text(told, json.dumps(asdict(result)))
+                shown = "  ".join(
+                    f"{length}: {result.share(int(length), knobs.haystacks):.0%}" for length in result.found
+                )
+                log.message(f"{name}: short loss {result.loss:.4f}, needles {shown}")
+            world.sum(torch.zeros(1, device=world.device))
+        return Examination(**json.loads(told.read_text()))
 
     before = step("before", recipe.pretrain.seq_len, 0, knobs.lengths[-1], None)
     examinations = [before]
@@ -190,7 +199,8 @@ def _extend(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, lo
             "examinations": [asdict(each) for each in examinations],
         }
         write_text(out / "needles.json", json.dumps(report, indent=1) + "\n")
-        save_model(model, tokenizer, out, chat=False)
+        base.load_state_dict(newest)
+        save_model(base, tokenizer, out, chat=False)
 
 
 def metrics(report: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def train_on(
     log: Log,
     name: str = "pretraining",
 ) -> None:
-    """Train the model on the shards as the knobs say; it ends with the mean of its weights where they ask for that."""
+    """Train the model on the shards as the knobs say; it ends with the mean of its weights where they ask for that.
+    Afterwards the process of rank 0 has the whole model."""
     batches: Batches = Shards(
         shards,
         blends_of(knobs),
@@ -75,8 +76,6 @@ def train_on(
         batches = Haystacks(batches, NeedleMaker(tokenizer), knobs.needle_share, seed)
     average = None
     if knobs.average:
-        average = WeightAverage(model, world, work / "average", knobs.steps, knobs.anneal_steps, knobs.average)
+        average = WeightAverage(work / "average", world.rank, knobs.steps, knobs.anneal_steps, knobs.average)
     loss = NextToken(compiled=use_compile(knobs, world.device))
     train(model, batches, loss, knobs, world, work, log, name, after_step=average)
-    if average:
-        average.apply()

@@ -4,36 +4,45 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from puna.model.llama import Llama
-from puna.train.launch import World
+from puna.errors import PunaError
+from puna.parallel.place import local
 
 
 class WeightAverage:
-    """Keeps the weights of a training's chosen steps on disk, and makes their mean.
+    """Keeps the weights of a training's chosen steps on disk; at the last step the module gets their mean.
 
-    Call it after every step. What it has written stays when the training is killed, and a resumed one writes the same
-    again, so the mean does not depend on where it was interrupted. The folder holds the weights `count` times, in fp32.
+    Every process calls it after every step, with the module that holds its part of the weights, and keeps a file of
+    its own for each chosen step. Files outlive a killed training, and a resumed one writes the same again: the
+    mean does not depend on where it was interrupted.
     """
 
-    def __init__(self, model: Llama, world: World, folder: Path, steps: int, anneal_steps: int, count: int) -> None:
-        self.model, self.world, self.folder = model, world, folder
-        self.chosen = {steps - anneal_steps * later // count for later in range(count)}
+    def __init__(self, folder: Path, rank: int, steps: int, anneal_steps: int, count: int) -> None:
+        self.folder, self.rank, self.steps = folder, rank, steps
+        self.chosen = sorted(steps - anneal_steps * later // count for later in range(count))
 
-    def __call__(self, step: int) -> None:
-        if step in self.chosen and self.world.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            weights = {name: weight.detach().cpu().clone() for name, weight in self.model.named_parameters()}
-            aside = self.folder / f"{step}.aside"
-            save_file(weights, aside)
-            aside.replace(aside.with_suffix(".safetensors"))
+    def __call__(self, step: int, module: nn.Module) -> None:
+        if step not in self.chosen:
+            return
+        weights = {name: local(weight).detach() for name, weight in module.named_parameters()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = self._path(step).with_suffix(".aside")
+        save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, aside)
+        aside.replace(self._path(step))
+        if step == self.steps:
+            self._put_mean(weights)
 
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Give the model the mean of the chosen weights."""
-        self.world.sum(torch.zeros(1, device=self.world.device))  # all wait until rank 0 has written the last ones
-        weights = dict(self.model.named_parameters())
-        for number, step in enumerate(sorted(self.chosen)):
-            for name, kept in load_file(self.folder / f"{step}.safetensors").items():
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step}-of-rank-{self.rank}.safetensors"
+
+    def _put_mean(self, weights: dict[str, torch.Tensor]) -> None:
+        if absent := [step for step in self.chosen if not self._path(step).exists()]:
+            raise PunaError(
+                f"{self._path(absent[0])} is gone, and average needs the weights of that step; the number of processes "
+                "must stay as it is during an anneal"
+            )
+        for number, step in enumerate(self.chosen):
+            for name, kept in load_file(self._path(step)).items():
                 kept = kept.to(weights[name].device)
                 weights[name].copy_(kept if number == 0 else torch.lerp(weights[name], kept, 1 / (number + 1)))

@@ -56,13 +56,14 @@ def train(
     work: Path,
     log: Log,
     name: str,
-    after_step: Callable[[int], None] | None = None,
+    after_step: Callable[[int, nn.Module], None] | None = None,
 ) -> None:
     """Train `model` in place on every row of `batches`, from the newest checkpoint in `work` if there is one.
 
     The loss of a step is a sum over all its rows divided by its counts over all processes, so it does not depend on
     how the rows are divided. Resuming is bit-exact on a CPU and the same layout. Every process calls `after_step` with
-    the number of steps done, before a checkpoint counts them. Afterwards the process of rank 0 has the whole model.
+    the number of steps done and its part of the model, before a checkpoint counts them. Afterwards the process of
+    rank 0 has the whole model.
 
     Raises PunaError when steps go on failing (guard.py), Preempted after a SIGTERM, with a checkpoint written.
     """
@@ -111,7 +112,7 @@ def train(
             elif guard.exhausted:
                 go_back(step, checkpoints, guard, options, name, f"loss {value} and gradient norm {norm.item()}")
             if after_step:
-                after_step(step + 1)
+                after_step(step + 1, trainee.module)
 
             if world.rank == 0:
                 shape = {"batch_rows": len(numbers), "seq_len": seq_len} if len(stretches) > 1 else {}

@@ -127,7 +127,8 @@ def test_more_attempts_go_on_from_the_last(inputs: dict[str, Path], make_out: Ca
         with pytest.raises(PunaError, match=f"after {attempts} attempts"):
             extend.run(make_recipe(needle_gate=1.0, attempts=attempts), inputs, make_out("more"), log)
     losses = [
-        json.loads((tmp_path / "more" / "work" / f"192-{n}" / "result.json").read_text())["loss"] for n in (1, 2, 3)
+        json.loads((tmp_path / "more" / "work" / f"192-{n}" / "examination.json").read_text())["loss"]
+        for n in (1, 2, 3)
     ]
     assert losses == sorted(losses, reverse=True)
     recipe = parse_recipe({"name": "x", "extend": EXTEND}, "test")

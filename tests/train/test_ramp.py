@@ -141,7 +141,7 @@ def test_resuming_across_the_ramp_ends_in_the_same_weights(
     knobs = pretrain(checkpoint_seconds=1e-9, anneal_tokens=192)
 
     def run(folder: Path, until: int | None) -> Llama:
-        def after(step: int) -> None:
+        def after(step: int, _: Any) -> None:
             if step == until:
                 raise KilledError
 
