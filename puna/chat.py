@@ -1,68 +1,43 @@
 """Talking to a model in a terminal."""
 
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.markup import escape
 
 from puna.errors import PunaError
 from puna.infer.engine import Engine, Sampling
 from puna.log import console
-from puna.text.chat import Chat, Message, ToolCall, parse, render
-from puna.tools import Tool, run_call
+from puna.text.chat import Chat, Message, ToolCall
+from puna.tools import Toolbox, ToolResult
+from puna.tools.loop import Dialogue, stream
 
-HELP = "/new starts over, /tools lists the tools, /quit ends (so does Ctrl-D)"
-MOST_CALLS = 8
-"""Calls in a row before the model is stopped."""
+HELP = (
+    "/new starts over, /tools lists the tools, /files lists the files of the Python tool, /put FILE gives it one, "
+    "/get NAME takes one into this folder, /quit ends (so does Ctrl-D)"
+)
 
 
 class Conversation:
     """A chat with an engine: tools are run as the model calls them."""
 
-    def __init__(self, engine: Engine, tools: list[Tool], sampling: Sampling, system: str | None = None) -> None:
-        self.engine, self.tools, self.sampling, self.system = engine, tools, sampling, system
+    def __init__(self, engine: Engine, toolbox: Toolbox, sampling: Sampling, system: str | None = None) -> None:
+        self.engine, self.toolbox, self.sampling, self.system = engine, toolbox, sampling, system
         self.new()
 
     def new(self) -> None:
-        messages = [Message("system", self.system)] if self.system else []
-        self.chat = Chat(messages, tools=[tool.schema for tool in self.tools] or None)
+        self.toolbox.reset()
+        self.chat = Chat([Message("system", self.system)] if self.system else [])
 
-    def say(self, text: str) -> Iterator[str | tuple[ToolCall, str]]:
-        """Answer a message: pieces of text as they come, and each tool call with its result."""
+    def say(self, text: str) -> Iterator[str | ToolCall | ToolResult]:
+        """Answer a message: pieces of text as they come, each call before it runs and its result after."""
         self.chat.messages.append(Message("user", text))
-        for _ in range(MOST_CALLS):
-            ids: list[int] = []
-            shown = yield from self._stream(ids)
-            message = parse(ids, self.engine.tokenizer)
-            self.chat.messages.append(message)
-            if not message.tool_calls:
-                if not shown:
-                    yield message.content
-                return
-            results = [run_call(call, self.tools) for call in message.tool_calls]
-            yield from zip(message.tool_calls, results)
-            self.chat.messages += [Message("tool", result) for result in results]
-        yield f"(stopped after {MOST_CALLS} calls in a row)"
-
-    def _stream(self, ids: list[int]) -> Iterator[str]:
-        """The reply's text, held back while it may still be a call; true if it was shown."""
-        tokenizer = self.engine.tokenizer
-        decoder = tokenizer.stream_decoder()
-        prompt = render(self.chat, tokenizer, generation_prompt=True).ids
-        held, call = "", False
-        shown = False
-        for token in self.engine.stream(prompt, self.sampling):
-            ids.append(token)
-            if token in tokenizer.stop_ids:
-                break
-            call = call or token == tokenizer.python_tag_id
-            held += decoder.push(token)
-            call = call or (not shown and held.lstrip()[:1] in ("{", "["))
-            if not call and held.strip():
-                shown = True
-                yield held
-                held = ""
-        return shown
+        dialogue = Dialogue(self.chat, self.toolbox, self.engine.tokenizer)
+        yield from stream(self.engine, dialogue, self.sampling)
+        if dialogue.finish == "steps":
+            yield f"(stopped after {dialogue.most} calls in a row)"
 
 
 def converse(conversation: Conversation, message: str | None) -> None:
@@ -72,7 +47,7 @@ def converse(conversation: Conversation, message: str | None) -> None:
         return
     interactive = sys.stdin.isatty()
     if interactive:
-        names = ", ".join(tool.name for tool in conversation.tools) or "none"
+        names = ", ".join(tool.name for tool in conversation.toolbox.tools) or "none"
         console.print(f"[dim]tools: {names}. {HELP}[/]")
     while True:
         try:
@@ -81,15 +56,32 @@ def converse(conversation: Conversation, message: str | None) -> None:
             return
         if text == "/quit":
             return
-        if text == "/new":
-            conversation.new()
-        elif text == "/tools":
-            for tool in conversation.tools:
-                console.print(f"  {tool.name}: {tool.schema['function']['description']}", highlight=False)
-        elif text.startswith("/"):
-            console.print(HELP)
+        if text.startswith("/"):
+            try:
+                _command(conversation, *text.split(maxsplit=1))
+            except (PunaError, OSError) as error:
+                console.print(f"[red]{escape(str(error))}[/]")
         elif text:
             _show(conversation, text)
+
+
+def _command(conversation: Conversation, word: str, rest: str = "") -> None:
+    toolbox = conversation.toolbox
+    match word:
+        case "/new":
+            conversation.new()
+        case "/tools":
+            for tool in toolbox.tools:
+                console.print(f"  {tool.name}: {tool.description}", highlight=False, markup=False)
+        case "/files":
+            for name, size in toolbox.files().items():
+                console.print(f"  {name}: {size:,} bytes", highlight=False, markup=False)
+        case "/put" if rest:
+            toolbox.put_file(Path(rest).name, Path(rest).read_bytes())
+        case "/get" if rest:
+            Path(Path(rest).name).write_bytes(toolbox.get_file(rest))
+        case _:
+            console.print(HELP)
 
 
 def _show(conversation: Conversation, text: str) -> None:
@@ -100,12 +92,21 @@ def _show(conversation: Conversation, text: str) -> None:
         for piece in conversation.say(text):
             if isinstance(piece, str):
                 print(piece, end="", flush=True)
+            elif isinstance(piece, ToolCall):
+                arguments = ", ".join(f"{name}={value!r}" for name, value in piece.arguments.items())
+                console.print(f"[dim]{escape(f'{piece.name}({arguments})')}[/]", highlight=False)
             else:
-                call, result = piece
-                arguments = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
-                console.print(f"[dim]{escape(f'{call.name}({arguments}) -> {result}')}[/]", highlight=False)
+                images = "".join(f" [image in {_keep(image)}]" for image in piece.images)
+                console.print(f"[dim]{escape(f'-> {piece.text}{images}')}[/]", highlight=False)
     except PunaError as error:  # the conversation grew too long for the model
         console.print(f"[red]{escape(str(error))}[/]; /new starts over")
     except KeyboardInterrupt:
         console.print("[dim](cut short)[/]")
     print()
+
+
+def _keep(image: bytes) -> str:
+    """Write an image where the user finds it."""
+    with tempfile.NamedTemporaryFile(prefix="puna-", suffix=".png", delete=False) as file:
+        file.write(image)
+    return file.name

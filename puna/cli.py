@@ -139,23 +139,29 @@ def chat(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a Hugging Face model directory.")],
     message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this, print the reply and end.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    tools: Annotated[Path | None, typer.Option(help="A Python file whose functions the model may call.")] = None,
+    tools: Annotated[
+        list[str] | None,
+        typer.Option(help="python, brave, wolfram, calculator, FILE.py, mcp:COMMAND or mcp:URL; repeat for more."),
+    ] = None,
     no_tools: Annotated[bool, typer.Option("--no-tools", help="Give the model no tool at all.")] = False,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total mass.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    brave_key: Annotated[str | None, typer.Option(help="A key or a file with one; else BRAVE_API_KEY.")] = None,
+    wolfram_key: Annotated[str | None, typer.Option(help="A key or a file with one; else WOLFRAM_APP_ID.")] = None,
 ) -> None:
     """Talk to a model: replies stream, calls of tools are shown and executed (a calculator, unless --tools)."""
     from puna.chat import Conversation, converse
     from puna.infer.engine import Engine, Sampling
-    from puna.tools import CALCULATOR, load_tools
+    from puna.tools import open_toolbox
 
     if tools and no_tools:
         raise PunaError("--tools and --no-tools contradict each other; drop one")
-    available = [] if no_tools else load_tools(tools) if tools else [CALCULATOR]
+    names = [] if no_tools else tools or ["calculator"]
     sampling = Sampling(max_tokens, temperature, top_p, seed)
-    converse(Conversation(Engine.load(find_model(model)), available, sampling, system), message)
+    with open_toolbox(names, brave_key=brave_key, wolfram_key=wolfram_key) as toolbox:
+        converse(Conversation(Engine.load(find_model(model)), toolbox, sampling, system), message)
 
 
 @app.command()

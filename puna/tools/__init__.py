@@ -9,18 +9,21 @@
 - `Toolbox`, one for each conversation: `schemas()` (None or a list, for `Chat.tools`), `builtins()` (None or a list out
   of "code_interpreter", "brave_search", "wolfram_alpha", for `Chat.builtin_tools`), `run(calls) -> list[ToolResult]`,
   `session() -> Toolbox` (another conversation with the same tools), `put_file(name, bytes)`, `get_file(name) -> bytes`,
-  `files() -> dict[str, int]` (sizes; the Python tool's folder), `interrupt()` (from any thread) and `close()`.
+  `files() -> dict[str, int]` (sizes; of the Python tool), `interrupt()` (from any thread), `reset()` and `close()`.
 - `ToolResult(text, images, seconds, error)`: `text` is what the model is told, `images` are PNG files as bytes, `error`
   says whether the call failed (`text` then begins with "error: ").
+- `Limits`: of the Python tool's time, memory, files, threads and output.
 - `run_call(call, tools) -> str`: one call without a toolbox. `puna.tools.loop` runs whole dialogues over an Engine.
 """
 
 from puna.tools.calculator import CALCULATOR, calculator, last_number
 from puna.tools.functions import Tool, ToolResult, load_tools, make_tool, run_call
+from puna.tools.sandbox.launch import Limits
 from puna.tools.toolbox import Toolbox, open_toolbox
 
 __all__ = [
     "CALCULATOR",
+    "Limits",
     "Tool",
     "ToolResult",
     "Toolbox",

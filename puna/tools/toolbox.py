@@ -87,6 +87,11 @@ class Toolbox:
         if self.interpreter:
             self.interpreter.interrupt()
 
+    def reset(self) -> None:
+        """Begin another conversation: the code interpreter's variables and files are gone."""
+        if self.interpreter:
+            self.interpreter.close()
+
     def close(self) -> None:
         for resource in [*([self.interpreter] if self.interpreter else []), *self._owned]:
             resource.close()
