@@ -10,6 +10,7 @@ when it is whole.
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -48,7 +49,7 @@ class PartsCheckpoints(Checkpoints):
         self.folder.mkdir(parents=True, exist_ok=True)
         writer = _Writer(self.folder / f"step-{step:09d}", step, self.config, self.options)
         state = {name: tensor.detach() for name, tensor in self.state().items()}
-        future = dcp.async_save(state, storage_writer=writer, process_group=self.group)
+        future = dcp.async_save(state, storage_writer=writer, process_group=self.group)  # pyright: ignore
         assert isinstance(future, Future)
         self.pending = future
 
@@ -161,7 +162,13 @@ def damage_of_parts(path: Path, rank: int = 0, size: int = 1) -> str | None:
 
 def read_parts(path: Path, state: Mapping[str, Tensor], alone: bool = False) -> None:
     """Fill the tensors, plain ones or DTensors, in place; `alone` means that no other process takes part."""
-    dcp.load(dict(state), storage_reader=_Reader(path), no_dist=alone)
+    _load(dict(state), _Reader(path), alone)
+
+
+def _load(state: dict[str, Any], reader: _Reader, alone: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as asked
+        dcp.load(state, storage_reader=reader, no_dist=alone)
 
 
 def weights_of_parts(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -171,7 +178,7 @@ def weights_of_parts(path: Path) -> Iterator[tuple[str, Tensor]]:
         if key.startswith("model."):
             assert isinstance(kind, TensorStorageMetadata)
             whole = torch.empty(kind.size, dtype=kind.properties.dtype)
-            dcp.load({key: whole}, storage_reader=reader, no_dist=True)
+            _load({key: whole}, reader, alone=True)
             yield key.removeprefix("model."), whole
 
 

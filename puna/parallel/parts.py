@@ -56,7 +56,7 @@ class Parts:
             self._cut(part, compiled)
             part.to_empty(device=world.device).train()
         self.parameters = {name: p for part in self.parts for name, p in part.named_parameters()}
-        self.module = nn.ModuleList(self.parts)
+        self.module: nn.Module = nn.ModuleList(self.parts)
         fill(self.parameters, model.state_dict())
         model.to("meta")
 
@@ -151,7 +151,7 @@ class Parts:
         if self.world.rank == 0:
             whole = load_parts(next(path for step, path in found(folder) if step == steps), folder / "whole")
             self.model.load_state_dict(whole.state_dict(), assign=True)
-            self.model.rope.to("cpu")
+            self.model.rope.to_empty(device="cpu")
         dist.barrier()
 
 

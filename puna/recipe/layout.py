@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from puna.errors import PunaError
 from puna.recipe.knobs import Knobs
@@ -12,11 +12,11 @@ class Layout(Knobs):
     """Sizes of the axes (section 3.3.2, table 4) and how they are used. All of it is ours; it changes no result beyond
     the rounding of sums, so a run goes on with another."""
 
-    tp: int = Field(1, ge=1)
+    tp: PositiveInt = 1
     """Tensor parallelism: each matrix, and the sequence between them, is cut over so many neighbouring processes."""
-    cp: int = Field(1, ge=1)
+    cp: PositiveInt = 1
     """Context parallelism: each row is cut; keys and values are gathered."""
-    pp: int = Field(1, ge=1)
+    pp: PositiveInt = 1
     """Pipeline parallelism: the layers are cut."""
     dp: PositiveInt | Literal["auto"] = "auto"
     """Data parallelism: other rows; auto is whatever the number of processes leaves."""
@@ -25,7 +25,7 @@ class Layout(Knobs):
     CPU with no other axis it is none: each process holds a copy."""
     schedule: Literal["1f1b", "interleaved", "zero-bubble", "zbv"] = "1f1b"
     """In which order a pipeline's micro-batches go forward and backward."""
-    stages: int = Field(1, ge=1)
+    stages: PositiveInt = 1
     """Parts of the model that each process of a pipeline holds; more than 1 needs another schedule than 1f1b."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again to save memory: nothing, attention, or whole layers."""

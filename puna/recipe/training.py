@@ -85,7 +85,7 @@ class Training(Knobs):
     """...and not more often than this."""
     hang_seconds: float = Field(600.0, gt=0)
     """Processes that wait for each other longer than this end, and name the one that they waited for."""
-    layout: Layout = Layout()  # pyright: ignore[reportCallIssue]
+    layout: Layout = Layout()
 
     @model_validator(mode="after")
     def batch_divides(self) -> "Training":

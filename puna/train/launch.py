@@ -5,6 +5,7 @@ Under torchrun the process of rank 0 runs the recipe and owns the artifacts; the
 """
 
 import atexit
+import multiprocessing
 import multiprocessing.util
 import os
 import pickle
@@ -92,7 +93,7 @@ def launch(function: Callable[..., None], processes: int, *args: Any) -> None:
         store, number = meeting(), next_call()
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if rank == 0:
-            store.set(f"call/{number}", pickle.dumps((function, args)))
+            store.set(f"call/{number}", pickle.dumps((function, args)))  # pyright: ignore[reportArgumentType]
         _call(rank, size, dist.PrefixStore(f"group/{number}", store), None, None, function, args)
     elif processes == 1:
         threads = torch.get_num_threads()
@@ -115,9 +116,11 @@ def _spawn(arguments: tuple[Any, ...], processes: int) -> None:
 
     def pass_on(number: int, frame: Any) -> None:
         terminated.append(number)
-        for process in context.processes:
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGTERM)
+        for process in multiprocessing.active_children():
+            if process.pid in pids:
+                process.terminate()
+
+    pids = context.pids()
 
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, pass_on) if is_main else None
@@ -168,7 +171,7 @@ def follow() -> bool:
         return False
     store = meeting()
     if os.environ["RANK"] == "0":
-        atexit.register(lambda: store.set(f"call/{_calls}", pickle.dumps(None)))
+        atexit.register(lambda: store.set(f"call/{_calls}", pickle.dumps(None)))  # pyright: ignore[reportArgumentType]
         return False
     while True:
         try:
