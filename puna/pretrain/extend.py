@@ -39,9 +39,10 @@ from puna.train.save import save_model
 class Examination:
     """What a model finds and how well it reads short rows, at one point of the stage."""
 
+    name: str
+    """`before`, LENGTH-ATTEMPT or `anneal`."""
     after: int
     """The length it was trained on last, in tokens."""
-    attempt: int
     loss: float
     """Nats a token in held-out rows of `pretrain.seq_len`."""
     found: dict[str, list[int]]
@@ -105,7 +106,7 @@ class Examiner:
         self.text = read_tokens(shards, "held_out")
         self.lengths = [recipe.pretrain.seq_len, *recipe.extend.lengths]
 
-    def __call__(self, model: Llama, after: int, attempt: int, longest: int) -> Examination:
+    def __call__(self, model: Llama, name: str, after: int, longest: int) -> Examination:
         """The model's needles at every length up to `longest`, and its loss in short rows."""
         knobs, options = self.recipe.extend, self.recipe.pretrain
         dtype = training_dtype(options, self.world.device)
@@ -116,7 +117,7 @@ class Examiner:
             counts = torch.from_numpy(seen.sum(0)).float().to(self.world.device)
             found[str(length)] = [int(count) for count in self.world.sum(counts).tolist()]
         loss = held_out_loss(model, self.tokenizer, self.shards, knobs.held_out_tokens, self.world.device, options)
-        return Examination(after, attempt, loss["loss"], found)
+        return Examination(name, after, loss["loss"], found)
 
     def failure(self, before: Examination, now: Examination) -> str | None:
         """Why the model must not go on from the length that it was trained on last; None when it may."""
@@ -145,7 +146,7 @@ def _extend(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, lo
     newest: dict[str, torch.Tensor] = base.state_dict()
     examine = Examiner(world, recipe, inputs["shards"], tokenizer)
 
-    def step(name: str, after: int, attempt: int, longest: int, options: Pretrain | None) -> Examination:
+    def step(name: str, after: int, longest: int, options: Pretrain | None) -> Examination:
         """Train where there are options, examine, and remember both; after a restart only recall them."""
         nonlocal newest
         folder = work / name
@@ -166,7 +167,7 @@ def _extend(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, lo
         model.load_state_dict(newest)
         told = folder / "examination.json"
         if not told.exists():
-            result = examine(model.to(world.device).eval(), after, attempt, longest)
+            result = examine(model.to(world.device).eval(), name, after, longest)
             if world.rank == 0:
                 write_text(told, json.dumps(asdict(result)))
                 shown = "  ".join(
@@ -176,13 +177,13 @@ def _extend(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, lo
             world.sum(torch.zeros(1, device=world.device))
         return Examination(**json.loads(told.read_text()))
 
-    before = step("before", recipe.pretrain.seq_len, 0, knobs.lengths[-1], None)
+    before = step("before", recipe.pretrain.seq_len, knobs.lengths[-1], None)
     examinations = [before]
     failure = None
     for number, length in enumerate(knobs.lengths):
         longest = knobs.lengths[min(number + 1, len(knobs.lengths) - 1)]
         for attempt in range(1, knobs.attempts + 1):
-            examinations.append(step(f"{length}-{attempt}", length, attempt, longest, stage_knobs(recipe, length)))
+            examinations.append(step(f"{length}-{attempt}", length, longest, stage_knobs(recipe, length)))
             if (failure := examine.failure(before, examinations[-1])) is None:
                 break
         else:
@@ -191,7 +192,7 @@ def _extend(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, lo
                 f"{knobs.attempts} attempts: {failure}; raise extend.attempts or extend.tokens, or lower extend.peak_lr"
             )
     if knobs.anneal_tokens:
-        examinations.append(step("anneal", knobs.lengths[-1], 1, knobs.lengths[-1], anneal_knobs(recipe)))
+        examinations.append(step("anneal", knobs.lengths[-1], knobs.lengths[-1], anneal_knobs(recipe)))
     if world.rank == 0:
         report = {
             "seq_len": recipe.pretrain.seq_len,

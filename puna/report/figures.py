@@ -249,6 +249,28 @@ def dot_chart(
     return _svg(title, width, round(top + 31), parts)
 
 
+def heat_map(
+    title: str, columns: Sequence[str], rows: Sequence[str], shares: np.ndarray, x_label: str, y_label: str
+) -> Markup:
+    """Shares [rows, columns] from 0 to 1 as cells that are the fuller the darker, in per cent; NaN is not known."""
+    width, top = 420, 20.0
+    left = 12 + LETTER * max(len(row) for row in rows)
+    room = (width - left) / len(columns)
+    parts = [_text(0, 11, y_label)]
+    for place, row in enumerate(rows):
+        y = top + place * (LINE + 1)
+        parts.append(_text(left - 6, y + 13, row, "end"))
+        for number, share in enumerate(shares[place].tolist()):
+            x, known = left + number * room, not math.isnan(share)
+            box = '<rect class="cell series1" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}" fill-opacity="{:.2f}"/>'
+            parts.append(Markup(box).format(x, y, room - 1, LINE, 0.04 + 0.76 * share if known else 0))
+            parts.append(_text(x + room / 2, y + 13, f"{100 * share:.0f}" if known else "–", "middle"))
+    bottom = top + len(rows) * (LINE + 1)
+    parts += [_text(left + (n + 0.5) * room, bottom + 14, column, "middle") for n, column in enumerate(columns)]
+    parts.append(_text((left + width) / 2, bottom + 30, x_label, "middle"))
+    return _svg(title, width, round(bottom + 36), parts)
+
+
 MARKS = {  # paths around 0, 0; a style is told by its shape where its colour is not
     "series1": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0",
     "series2": "M-4 -4h8v8h-8z",

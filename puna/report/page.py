@@ -16,6 +16,7 @@ from markupsafe import Markup
 from puna.errors import PunaError
 from puna.recipe import Recipe
 from puna.report import figures, sections
+from puna.report.needles import long_context
 from puna.report.scaling import scaling, scientific
 from puna.run import STAGES, Run, write_text
 
@@ -61,6 +62,7 @@ def render(run: Run) -> str:
         tokenizer=sections.tokenizer(run),
         scaling=scaling(run),
         training=sections.training(run),
+        long_context=long_context(run),
         held_out=sections.held_out(metrics),
         scores=sections.scores(metrics),
         samples=sections.samples(run),

@@ -70,9 +70,9 @@ def test_stages_are_gone_through_in_order_and_told(inputs: dict[str, Path], make
     out = make_out("once")
     metrics = extend.run(make_recipe(), inputs, out, Log(tmp_path / "log", "extend", quiet=True))
     report = json.loads((out / "needles.json").read_text())
-    told = [(each["after"], each["attempt"], list(each["found"])) for each in report["examinations"]]
+    told = [(each["name"], list(each["found"])) for each in report["examinations"]]
     every = ["128", "192", "256"]
-    assert told == [(128, 0, every), (192, 1, every), (256, 1, every), (256, 1, every)]
+    assert told == [(name, every) for name in ("before", "192-1", "256-1", "anneal")]
     assert all(len(counts) == 3 for each in report["examinations"] for counts in each["found"].values())
     assert metrics["extend.needles.256.after"]["n"] == 6
     assert metrics["extend.loss.short.after"]["value"] == round(report["examinations"][-1]["loss"], 4)
