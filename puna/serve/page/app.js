@@ -9,6 +9,7 @@ import { messagesBefore, talk } from "./talk.js";
 import { ReplyView, fit, userMessage, welcome } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
+const TOUCH = matchMedia("(hover: none)");
 const NEAR = 80; // pixels from the end within which the page follows a growing reply
 
 const preferences = loadPreferences();
@@ -28,7 +29,7 @@ function open(conversation) {
   showPanel("chats", false);
   draw();
   drawList();
-  if (matchMedia("(hover: hover)").matches) $("message").focus();
+  if (!TOUCH.matches) $("message").focus();
 }
 
 function draw() {
@@ -200,7 +201,8 @@ function showPanel(id, shown) {
   else panel.classList.toggle("shown", shown);
   $(`open-${id}`).setAttribute("aria-expanded", shown);
   $("shade").hidden = !document.querySelector("#chats.shown, #settings:not([hidden])");
-  if (shown) panel.querySelector("textarea, button:not(.icon)").focus();
+  // On a phone the focus would bring up the keyboard.
+  if (shown) panel.querySelector(TOUCH.matches ? "button" : "textarea, button:not(.icon)").focus();
   else if (panel.contains(document.activeElement)) $(`open-${id}`).focus();
 }
 

@@ -4,7 +4,7 @@
 import { copyButton, el } from "./dom.js";
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^\s`]*)/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
+const HEADING = /^ {0,3}(#{1,6})\s+(.*)$/;
 const RULE = /^ {0,3}([-*_])(\s*\1){2,}\s*$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])( +|$)/;
@@ -101,7 +101,7 @@ function renderBlock(source, depth) {
     return code(lines.slice(1, closed ? -1 : undefined).join("\n"), fence[2]);
   }
   const heading = HEADING.exec(lines[0]);
-  if (heading) return el(`h${Math.min(6, heading[1].length + 2)}`, {}, ...inline(heading[2]));
+  if (heading) return el(`h${Math.min(6, heading[1].length + 2)}`, {}, ...inline(heading[2].trim().replace(/(^|\s)#+$/, "")));
   if (RULE.test(lines[0])) return el("hr");
   if (QUOTE.test(lines[0])) {
     return el("blockquote", {}, ...render(lines.map((line) => line.replace(QUOTE, "")), depth + 1));
@@ -130,7 +130,7 @@ function list(lines, depth) {
     }
   }
   const ordered = /\d/.test(mark);
-  const loose = items.some((item) => item.slice(0, -1).some((line) => !line.trim()));
+  const loose = lines.some((line) => !line.trim());
   const made = items.map((item) => {
     const children = render(item, depth + 1);
     const tight = !loose && children[0]?.localName === "p";
@@ -148,17 +148,18 @@ function table(lines) {
   return el("div.table", { tabIndex: 0 }, el("table", {}, el("thead", {}, row(lines[0], "th")), el("tbody", {}, ...body)));
 }
 
-// Inline: the first of these that fits at the earliest place; what is within emphasis is inline again.
+// Inline: the first of these that fits at the earliest place; what is within emphasis is inline again. How far each
+// looks for its end is bounded, so that no text can make the page slow.
 const INLINE = [
   [/\\([\\`*_{}[\]()#+\-.!|~>])/, (found) => found[1]],
-  [/(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)/, (found) => el("code", {}, found[2].replace(/^ (.*[^ ].*) $/, "$1"))],
-  [/!?\[([^\]\n]*)\]\(\s*<?((?:https?:\/\/|mailto:)[^\s)>]+)>?(?:\s+"[^"\n]*")?\s*\)/, (found, d) => link(found[2], found[1], d)],
+  [/(`+)([^`]|[^`][\s\S]{0,2000}?[^`])\1(?!`)/, (found) => el("code", {}, found[2].replace(/^ (.*[^ ].*) $/, "$1"))],
+  [/!?\[([^\]\n]{0,500})\]\(\s*<?((?:https?:\/\/|mailto:)[^\s)>]+)>?(?:\s+"[^"\n]*")?\s*\)/, (found, d) => link(found[2], found[1], d)],
   [/\bhttps?:\/\/[^\s<>"'`]*[^\s<>"'`.,;:!?)\]]/, (found) => link(found[0], "", 0)],
-  [/\*\*(?=\S)([\s\S]*?\S)\*\*(?!\*)/, (found, depth) => el("strong", {}, ...inline(found[1], depth + 1))],
-  [/(?<![\p{L}\p{N}_])__(?=\S)([\s\S]*?\S)__(?![\p{L}\p{N}_])/u, (found, depth) => el("strong", {}, ...inline(found[1], depth + 1))],
-  [/\*(?=[^\s*])([^*]*[^\s*])\*(?!\*)/, (found, depth) => el("em", {}, ...inline(found[1], depth + 1))],
-  [/(?<![\p{L}\p{N}_])_(?=[^\s_])([^_]*[^\s_])_(?![\p{L}\p{N}_])/u, (found, depth) => el("em", {}, ...inline(found[1], depth + 1))],
-  [/~~(?=\S)([\s\S]*?\S)~~/, (found, depth) => el("del", {}, ...inline(found[1], depth + 1))],
+  [/\*\*(?=\S)([\s\S]{0,2000}?\S)\*\*(?!\*)/, (found, depth) => el("strong", {}, ...inline(found[1], depth + 1))],
+  [/(?<![\p{L}\p{N}_])__(?=\S)([\s\S]{0,2000}?\S)__(?![\p{L}\p{N}_])/u, (found, depth) => el("strong", {}, ...inline(found[1], depth + 1))],
+  [/\*(?=[^\s*])([^*]{0,2000}[^\s*])\*(?!\*)/, (found, depth) => el("em", {}, ...inline(found[1], depth + 1))],
+  [/(?<![\p{L}\p{N}_])_(?=[^\s_])([^_]{0,2000}[^\s_])_(?![\p{L}\p{N}_])/u, (found, depth) => el("em", {}, ...inline(found[1], depth + 1))],
+  [/~~(?=\S)([\s\S]{0,2000}?\S)~~/, (found, depth) => el("del", {}, ...inline(found[1], depth + 1))],
   [/ {2,}\n|\\\n/, () => el("br")],
 ];
 

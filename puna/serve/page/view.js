@@ -155,9 +155,9 @@ function callNode(call, state, open) {
     el("span.state", {}, label + took),
     icon("chevron"),
   );
-  const parts = [el("h4", {}, "Asked"), ...asked(call, given)];
+  const parts = asked(call, given);
   if (call.result) {
-    parts.push(el("h4", {}, state === "failed" ? "Failed" : "Result"), code(call.result.text, "result"));
+    parts.push(code(call.result.text, state === "failed" ? "failed" : "result"));
     for (const image of call.result.images ?? []) {
       parts.push(el("img", { src: `data:image/png;base64,${image}`, alt: `Picture made by ${call.name}` }));
     }
