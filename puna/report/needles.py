@@ -11,8 +11,9 @@ from puna.run import Run
 
 
 def long_context(run: Run) -> dict[str, Any] | None:
-    """A map for each examination of needles.json, and a line of figures; None while the stage is not made."""
-    if run.manifest("extend") is None:
+    """A map for each examination of needles.json, and a line of figures; None where the recipe asks for none or
+    it is not made yet."""
+    if not run.recipe.extend.lengths or run.manifest("extend") is None:
         return None
     report = json.loads((run.folder / "extend" / "needles.json").read_text(encoding="utf-8"))
     first, lengths = report["examinations"][0], list(report["examinations"][0]["found"])

@@ -20,7 +20,7 @@ EXAMINATIONS = [
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    run = Run(parse_recipe({"name": "long"}, "test"), tmp_path / "long")
+    run = Run(parse_recipe({"name": "long", "extend": {"lengths": [1024, 2048]}}, "test"), tmp_path / "long")
     (run.folder / "extend").mkdir(parents=True)
     report = {"seq_len": 512, "haystacks": 4, "examinations": EXAMINATIONS}
     (run.folder / "extend" / "needles.json").write_text(json.dumps(report))
