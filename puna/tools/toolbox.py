@@ -122,19 +122,28 @@ def open_toolbox(
         limits: of python.
         brave_key, wolfram_key: a key, or a file that holds it; by default BRAVE_API_KEY and WOLFRAM_APP_ID.
     """
-    from puna.tools import web  # httpx takes a while, and most runs need no web
+    from puna.tools import mcp, web  # httpx takes a while, and most runs need no web
 
     tools: list[Tool] = []
     owned: list[Closable] = []
-    for name in names:
-        if name == "calculator":
-            tools.append(CALCULATOR)
-        elif name.endswith(".py") and not name.startswith("mcp:"):
-            tools += load_tools(Path(name))
-        elif name == "brave":
-            tools.append(web.brave_search(web.find_key(brave_key, "BRAVE_API_KEY", "--brave-key")))
-        elif name == "wolfram":
-            tools.append(web.wolfram_alpha(web.find_key(wolfram_key, "WOLFRAM_APP_ID", "--wolfram-key")))
-        elif name != "python":
-            raise PunaError(f"tool {name!r}: name {KINDS}")
-    return Toolbox(tools, (limits or Limits()) if "python" in names else None, owned)
+    try:
+        for name in names:
+            if name == "calculator":
+                tools.append(CALCULATOR)
+            elif name.startswith("mcp:"):
+                server = mcp.McpServer(name.removeprefix("mcp:").strip())
+                owned.append(server)
+                tools += server.tools
+            elif name.endswith(".py"):
+                tools += load_tools(Path(name))
+            elif name == "brave":
+                tools.append(web.brave_search(web.find_key(brave_key, "BRAVE_API_KEY", "--brave-key")))
+            elif name == "wolfram":
+                tools.append(web.wolfram_alpha(web.find_key(wolfram_key, "WOLFRAM_APP_ID", "--wolfram-key")))
+            elif name != "python":
+                raise PunaError(f"tool {name!r}: name {KINDS}")
+        return Toolbox(tools, (limits or Limits()) if "python" in names else None, owned)
+    except BaseException:
+        for resource in owned:
+            resource.close()
+        raise
