@@ -152,7 +152,7 @@ def fill_log(path: Path, steps: int, first: float, last: float) -> None:
         log.write('{"step": 99')  # still being written
 
 
-NEEDED = [stage for stage in STAGES if not stage.optional]
+NEEDED = [stage for stage in STAGES if not (stage.optional or stage.asked)]
 
 
 def make_run(folder: Path, stages: int = len(NEEDED)) -> Run:
