@@ -76,7 +76,7 @@ def compare(
     expected: list[list[int]],
 ) -> bool:
     """Print a line for one file; whether all token ids and greedy tokens are the same."""
-    import llama_cpp
+    import llama_cpp  # pyright: ignore[reportMissingImports]
 
     kind = llama_cpp.GGML_TYPE_F32
     peer = llama_cpp.Llama(
@@ -119,7 +119,7 @@ def peer_version() -> str:
     try:
         return version("llama-cpp-python")
     except PackageNotFoundError:
-        import llama_cpp
+        import llama_cpp  # pyright: ignore[reportMissingImports]
 
         return llama_cpp.__version__
 

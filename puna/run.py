@@ -32,6 +32,7 @@ import psutil
 
 from puna.errors import PunaError
 from puna.log import Log
+from puna.model.licence import carry_licences
 from puna.recipe import Recipe, load_recipe
 
 Metrics = dict[str, Any]
@@ -229,6 +230,7 @@ class Run:
                 folders = {name: self.folder / made for name, made in self.needs(stage).items()}
                 recipe = only(self.recipe, stage.knobs)
                 metrics = load(stage.function)(recipe, folders, out, Log(self.folder / "log", stage.name))
+            carry_licences(folders.values(), out)
             write_manifest(out, {"stage": stage.name, "fingerprint": _digest(causes), **causes, "metrics": metrics})
         final = self.folder / stage.name
         old = partial / "old"

@@ -408,3 +408,20 @@ def test_a_real_kill_costs_only_the_work_since_the_checkpoint(tmp_path: Path):
         assert straight.communicate()[0] == "from 0\n"
     assert files(tmp_path / "broken" / "only") == files(tmp_path / "straight" / "only")
     assert len(files(tmp_path / "broken" / "only")) == 41
+
+
+def test_what_is_made_from_licensed_things_carries_the_licence(tmp_path: Path, fakes: Fakes, monkeypatch):
+    make_first = fakes.first
+
+    def licensed(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
+        (out / "LICENSE").write_text("its terms")
+        return make_first(recipe, inputs, out, log)
+
+    monkeypatch.setattr(fakes, "first", licensed)
+    run = make(tmp_path)
+    run.run()
+    carried = {stage.name for stage in STAGES if (run.folder / stage.name / "LICENSE").exists()}
+    assert carried == {"first", "second", "last"}
+    manifest = run.manifest("last")
+    assert manifest is not None
+    assert "LICENSE" in manifest["files"]
