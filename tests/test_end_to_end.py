@@ -107,7 +107,7 @@ def environment() -> dict[str, str]:
 
 def run_words(name: str) -> list[str]:
     # an untrained model makes no right call: a pair needs one, so DPO is left out here
-    stages = [stage.name for stage in STAGES if not (stage.optional or stage.name in ("dpo", "evals"))]
+    stages = [stage.name for stage in STAGES if not (stage.optional or stage.asked or stage.name in ("dpo", "evals"))]
     return ["run", "small.toml", *stages, "corpus.source=pages", f"name={name}"]
 
 
