@@ -1,6 +1,7 @@
 """The command line: run · plan · status · report · chat · export."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,11 @@ def main() -> None:
 @app.command()
 def run(recipe: RecipeArgument, words: WordsArgument = None) -> None:
     """Make what a recipe describes; what is already there is skipped, what is half done goes on."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from puna.train.launch import follow
+
+        if follow():  # torchrun's process of rank 0 makes the artifacts, the others train with it
+            return
     names, overrides = split_words(words)
     job = Run(load_recipe(recipe, overrides))
     console.print(f"[bold]{job.recipe.name}[/] in {job.folder}/")
