@@ -21,7 +21,7 @@ from puna.serve.served import Served
 from puna.text.tokenizer import Tokenizer
 from puna.text.tokenizer_files import special_names
 
-VOCAB, MAX_LEN = 256 + 16, 512
+VOCAB, MAX_LEN = 256 + 16, 2048
 BYTES = Tokenizer({bytes([i]): i for i in range(256)}, special_names(16))
 TAG = "<|python_tag|>"
 
@@ -120,10 +120,10 @@ def serving(
         assert not thread.is_alive()
 
 
-def random_engine() -> Engine:
+def random_engine(max_len: int = MAX_LEN) -> Engine:
     """A Llama with nothing to say; its logits are far enough apart for greedy choice to be stable."""
     config = replace(
-        PRESETS["1m"], vocab_size=VOCAB, dim=32, layers=2, heads=2, kv_heads=1, ffn_dim=64, max_seq_len=MAX_LEN
+        PRESETS["1m"], vocab_size=VOCAB, dim=32, layers=2, heads=2, kv_heads=1, ffn_dim=64, max_seq_len=max_len
     )
     torch.set_num_threads(1)
     return Engine(Llama(config).init_weights(torch.Generator().manual_seed(3)), BYTES, blocks=256)
