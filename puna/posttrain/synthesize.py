@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from puna.log import Log
-from puna.recipe import Recipe
+from puna.posttrain import tool_problems
+from puna.recipe import Recipe, Synthesize
 from puna.run import figure
 from puna.text.message import Message, ToolCall
 from puna.tools import CALCULATOR, calculator
@@ -102,11 +103,33 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     evaluation = [problem_question(p) for p in problems("held_out", knobs.held_out_problems, knobs.max_operand, seed)]
     evaluation += language_questions(held_out, knobs.held_out_questions, seed)
     evaluation += title_questions(held_out, knobs.held_out_questions, seed)
-    for name, lines in {"sft": sft, "preference": preference, "held_out": evaluation}.items():
+    made = {"sft": sft, "preference": preference, "held_out": evaluation} | call_files(knobs, seed)
+    for name, lines in made.items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
         log.message(f"{name}: {len(lines):,} lines")
     return {"synthesize.chats": figure(len(sft)), "synthesize.preference_problems": figure(len(preference))}
+
+
+def call_files(knobs: Synthesize, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """What the rounds start from, sample from, decide by and report on, if the recipe asks for chats of calls."""
+    if not knobs.call_chats:
+        return {}
+    counts = {
+        "call_sft": ("train", knobs.call_chats * knobs.max_turns),
+        "call_prompts": ("train", knobs.call_prompts),
+        "call_validation": ("validation", knobs.call_validation),
+        "call_held_out": ("held_out", knobs.call_held_out),
+    }
+    made = {
+        name: tool_problems.problems(group, tool_problems.KINDS, count, knobs.max_operand, seed, name)
+        for name, (group, count) in counts.items()
+    }
+    every = made["call_sft"] + made["call_prompts"]
+    chats = len(every) // knobs.max_turns
+    made["call_off"] = tool_problems.dialogues(every, chats, knobs.max_turns, seed, tool=False)
+    made["call_sft"] = tool_problems.dialogues(made["call_sft"], knobs.call_chats, knobs.max_turns, seed)
+    return made
 
 
 def group_of(a: int, b: int) -> str:

@@ -145,7 +145,8 @@ def marked_pairs(tokenizer: Tokenizer, count: int, seed: int) -> list[Pair]:
     for _ in range(count):
         mark, other = random.permutation(list("abcdef"))[:2]
         prompt = [tokenizer.bos_id, *tokenizer.encode(f"{mark}:")]
-        pairs.append(Pair(prompt, *([*tokenizer.encode(str(end)), tokenizer.eot_id] for end in (mark, other))))
+        chosen, rejected = ([*tokenizer.encode(str(end)), tokenizer.eot_id] for end in (mark, other))
+        pairs.append(Pair(prompt, chosen, rejected))
     return pairs
 
 
