@@ -16,6 +16,7 @@ from torch import Tensor
 from puna.errors import PunaError
 from puna.infer.cache import BLOCK, BlockManager, block_bytes, new_cache
 from puna.infer.grammar import Grammars
+from puna.infer.native.runner import native_runner
 from puna.infer.request import Finish, Output, Request, Sampling, TokenLogprob
 from puna.infer.runner import Runner, TorchRunner, batch_of
 from puna.infer.sampler import choose, restricted, token_logprobs
@@ -39,7 +40,7 @@ class Engine:
     `blocks`: of 16 tokens each, for the cache; by default as many as `rows` requests of the longest context need,
     within a quarter of the memory that is free. `budget`: tokens in a step, which cuts long prompts into chunks.
     `rows`: requests that run side by side. `draft`: a small model of the same vocabulary that guesses `guesses` tokens
-    ahead for requests that say so.
+    ahead for requests that say so. `native`: use the compiled kernels on a CPU where they are there.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Engine:
         rows: int = 256,
         draft: Llama | None = None,
         guesses: int = 4,
+        native: bool = True,
     ) -> None:
         if model.config.vocab_size != tokenizer.vocab_size:
             raise PunaError(
@@ -68,7 +70,7 @@ class Engine:
         self._scheduler = Scheduler(self._manager, budget, rows, max(2, LOGITS // model.config.vocab_size))
         self._runner: Runner | None = None
         self._cache: Tensor | None = None
-        self.draft, self.guesses = draft, guesses
+        self.draft, self.guesses, self.native = draft, guesses, native
         self._draft: Draft | None = None
         self._grammars = Grammars(tokenizer)
         self._requests: dict[int, Request] = {}
@@ -173,12 +175,13 @@ class Engine:
     def _ready(self) -> tuple[Runner, Tensor]:
         """The runner and its cache, made when they are first needed."""
         if self._runner is None:
-            self._runner = TorchRunner(self.model)
+            self._runner = (native_runner(self.model) if self.native else None) or TorchRunner(self.model)
         if self._cache is None:
             self._cache = new_cache(self.model.config, self.total_blocks + 1, self.dtype, self.device)
         if self._draft is None and self.draft is not None:
             cache = new_cache(self.draft.config, self.total_blocks + 1, self.dtype, self.device)
-            self._draft = Draft(TorchRunner(self.draft), cache)
+            runner = (native_runner(self.draft) if self.native else None) or TorchRunner(self.draft)
+            self._draft = Draft(runner, cache)
         return self._runner, self._cache
 
     def _announce_guesses(self) -> None:

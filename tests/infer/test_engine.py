@@ -104,7 +104,7 @@ def test_the_shared_beginning_runs_once(engine: Engine, monkeypatch: pytest.Monk
         return hidden(tokens, *args, **more)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(engine.model, "hidden", spy)
-    engine.generate(prompts(32, (3, 2)), Sampling(3))
+    Engine(engine.model, engine.tokenizer, native=False).generate(prompts(32, (3, 2)), Sampling(3))
     # 35 tokens and 2, then one for each; filled up to multiples of four
     assert shapes == [(1, 36 + 4), (1, 4), (1, 4)]
 
