@@ -12,6 +12,7 @@ from rich.table import Table
 
 from puna.corpus.cli import app as corpus
 from puna.errors import PunaError
+from puna.evaluate import app as evaluate
 from puna.log import console
 from puna.recipe import load_recipe
 from puna.run import BY_NAME, STAGES, Run, Stage
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 app.add_typer(corpus, name="corpus")
 app.add_typer(scaling, name="scaling")
+app.add_typer(evaluate, name="eval")
 scaling.add_typer(sweep, name="sweep")
 app.command()(serve)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
-from puna import __version__
+import puna
 from puna.errors import PunaError
 from puna.tools.functions import Tool, ToolResult
 
@@ -48,7 +48,7 @@ class McpServer:
         self.name = target
         self._transport: Transport = Http(target) if target.startswith(("http://", "https://")) else Stdio(target)
         try:
-            about = {"name": "puna", "version": __version__}
+            about = {"name": "puna", "version": puna.__version__}
             parameters = {"protocolVersion": PROTOCOL, "capabilities": {}, "clientInfo": about}
             version = self._ask("initialize", parameters, START_SECONDS).get("protocolVersion", PROTOCOL)
             if isinstance(self._transport, Http):
