@@ -27,7 +27,8 @@ export class Tokens {
 }
 
 const NODES = new WeakMap();
-const percent = (chance) => `${(100 * chance).toFixed(chance > 0.0995 ? 0 : chance > 0.00995 ? 1 : 2)} %`;
+const percent = (chance) =>
+  chance < 5e-5 ? "< 0.01 %" : `${(100 * chance).toFixed(chance > 0.0995 ? 0 : chance > 0.00995 ? 1 : 2)} %`;
 const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣") || "∅";
 
 export function installTip(log, tip) {

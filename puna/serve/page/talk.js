@@ -62,17 +62,18 @@ function bodyOf(model, messages, settings, tools) {
 }
 
 async function stream(step, body, signal, onchange) {
-  const begun = performance.now();
+  let begun = 0; // at the first token: the speed is that of writing, without the wait for it
   const decoder = new TextDecoder();
   for await (const chunk of streamChat(body, signal)) {
     if (chunk.usage) step.usage = { prompt: chunk.usage.prompt_tokens, completion: chunk.usage.completion_tokens };
     const choice = chunk.choices[0];
     if (!choice) continue;
+    if (choice.delta?.content || choice.delta?.tool_calls) begun ||= performance.now();
     step.text += choice.delta?.content ?? "";
     for (const delta of choice.delta?.tool_calls ?? []) grow(step.calls, delta);
     for (const entry of choice.logprobs?.content ?? []) step.tokens.push(tokenOf(entry, decoder));
     step.finish = choice.finish_reason ?? step.finish;
-    step.seconds = (performance.now() - begun) / 1000;
+    step.seconds = begun && (performance.now() - begun) / 1000;
     onchange(step);
   }
 }
