@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -148,8 +149,30 @@ def under_torchrun() -> bool:
 
 @cache
 def meeting() -> dist.Store:
-    """torchrun's own store: a new part of it after each restart."""
-    return next(dist.rendezvous("env://"))[0]
+    """A part of torchrun's store that belongs to this start of the processes.
+
+    torchrun keeps one store through all restarts, so what was written before a restart is still there: rank 0 names a
+    part of its own, and tells the name to whoever asks with a name that was never used.
+    """
+    rank, size, name = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), uuid.uuid4().hex
+    store = next(dist.rendezvous("env://"))[0]
+    if rank == 0:
+        threading.Thread(target=_welcome, args=(name, size), daemon=True).start()
+        return dist.PrefixStore(name, store)
+    store.set(f"hello/{rank}", name)
+    store.wait([f"welcome/{name}"], PATIENCE)
+    return dist.PrefixStore(store.get(f"welcome/{name}").decode(), store)
+
+
+def _welcome(name: str, size: int) -> None:
+    store = next(dist.rendezvous("env://"))[0]  # a connection of its own: the other one may be waiting
+    known: set[bytes] = set()
+    while True:
+        for rank in range(1, size):
+            if store.check([f"hello/{rank}"]) and (guest := store.get(f"hello/{rank}")) not in known:
+                known.add(guest)
+                store.set(f"welcome/{guest.decode()}", name)
+        time.sleep(0.1)
 
 
 _calls = 0

@@ -98,4 +98,4 @@ def describe(notes: dict[int, Note | None], late: list[int], rank: int, step: in
         place = f"last seen {PHASES[note.phase]} of step {note.step + 1:,}" if note else "never seen"
         parts.append(f"rank {other} ({place})")
     who = ", ".join(parts) or "nobody in particular: all are at the same place"
-    return f"rank {rank}: step {step + 1:,} has not got on for {seconds:g} seconds (hang_seconds); it waits for {who}"
+    return f"rank {rank}: step {step + 1:,} has not got on for {seconds:g} seconds (hang_seconds); late is {who}"
