@@ -56,7 +56,7 @@ def main(user: str, way: str, python: str, attempts: dict[str, str]) -> dict[str
             got = {name: outside(code, facts | {"SOCKET": path if "connect(" in code else datagrams}, folder)
                    for name, code in attempts.items()}  # fmt: skip
             return {"got": got}
-        binds, links = view(python)
+        binds, links, _ = view(python)
         facts |= {"VISIBLE": sorted({part for p in binds for part in Path(p).parts}), "SHOWN": [*binds, *links]}
         interpreter = Interpreter(Limits(seconds=1, memory=256 << 20, disk=16 << 20), way, python)  # pyright: ignore
         got, alive = {}, True

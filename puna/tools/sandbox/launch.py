@@ -5,6 +5,7 @@ import os
 import select
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import time
@@ -136,11 +137,12 @@ def start(limits: Limits, way: Way | None = None, python: str = sys.executable) 
 
 
 def _start(way: Way, limits: Limits, python: str) -> Sandbox:
-    binds, links = view(python)
+    binds, links, packages = view(python)
     settings = {"memory": limits.memory, "disk": limits.disk, "threads": limits.threads, "output": limits.output}
-    settings |= {"user": os.getuid() or _own_user()}
+    settings |= {"user": os.getuid() or _own_user(), "packages": packages}
     told, tell = os.pipe()
-    command = [python, "-I", str(HERE / "worker.py")]
+    # -S: the packages' folders are enough, and what site.py does besides takes as long as all of Python's start
+    command = [python, "-I", "-S", str(HERE / "worker.py")]
     if way == "bwrap":
         command = _bubblewrap(binds, links, tell) + command
     else:
@@ -207,12 +209,15 @@ def _bubblewrap(binds: list[str], links: dict[str, str], info: int) -> list[str]
 
 
 @cache
-def view(python: str) -> tuple[list[str], dict[str, str]]:
-    """What the sandbox shows, read-only: the system's programs and libraries, and Python's; and the links beside."""
-    code = "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix]))"
-    prefixes = [sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix]
-    if python != sys.executable:
-        prefixes = json.loads(subprocess.run([python, "-I", "-c", code], capture_output=True, check=True).stdout)
+def view(python: str) -> tuple[list[str], dict[str, str], list[str]]:
+    """What the sandbox shows, read-only: the system's programs and libraries, and Python's; the links beside; and those
+    of the folders that hold Python's packages."""
+    if python == sys.executable:
+        prefixes, packages = [sys.prefix, sys.base_prefix], site.getsitepackages()
+    else:
+        code = "import json, site, sys; print(json.dumps([[sys.prefix, sys.base_prefix], site.getsitepackages()]))"
+        said = subprocess.run([python, "-I", "-c", code], capture_output=True, check=True).stdout
+        prefixes, packages = json.loads(said)
     wanted = ["/usr", *prefixes, "/etc/ld.so.cache", "/etc/localtime", "/etc/fonts", str(HERE)]
     wanted += [str(path) for path in sorted(Path("/").glob("lib*"))] + ["/bin", "/sbin"]
     links: dict[str, str] = {}
@@ -224,4 +229,4 @@ def view(python: str) -> tuple[list[str], dict[str, str]]:
             binds.append(path)
     if not any(path.startswith("/tmp/") for path in binds):  # where a virtual environment lies, say
         links["/tmp"] = SCRATCH
-    return binds, links
+    return binds, links, packages

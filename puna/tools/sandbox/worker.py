@@ -151,7 +151,8 @@ def main(settings: dict[str, Any]) -> None:
     """Lock in and answer requests, one at a time.
 
     Args:
-        settings: `info`, `binds` and `links` where there is no bubblewrap; user, memory, disk, threads; output.
+        settings: `info`, `binds` and `links` where there is no bubblewrap; user, memory, disk, threads; output;
+            `packages`, folders to import from.
     """
     with os.fdopen(os.dup(0), "rb") as requests, os.fdopen(os.dup(1), "wb") as replies:
         if "binds" in settings:
@@ -161,6 +162,8 @@ def main(settings: dict[str, Any]) -> None:
         worker = Worker(output, settings["output"])
         confine.lock(settings["user"], settings["memory"], settings["disk"], settings["threads"])
         os.chdir(confine.SCRATCH)
+        sys.path.pop(0)
+        sys.path += settings["packages"]
         seccomp.load()
         for descriptor in (1, 2):
             os.dup2(output, descriptor)
