@@ -184,11 +184,15 @@ def export(
     text: Annotated[
         Path | None, typer.Option(help="With --to fp8: text to measure the drift on (default: what the run held out).")
     ] = None,
+    reward_model: Annotated[
+        Path | None, typer.Option(help="With --to fp8: a reward model that scores answers.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="With --reward-model: what to answer, JSONL of chats.")] = None,
 ) -> None:
     """Write a model for other programs, with its tokenizer, licence files and a model card."""
     from puna.export import export_model
 
-    figures = export_model(find_model(model), out, to, dtype, text)
+    figures = export_model(find_model(model), out, to, dtype, text, reward_model, prompts)
     for name, value in figures.items():
         console.print(f"{name.replace('_', ' ')}: {value:,.5g}", highlight=False)
     console.print(f"{to} model in {out}/")

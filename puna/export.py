@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from puna.drift import drift, rows_held_out, rows_of_its_own, rows_of_text
+from puna.drift import drift, reward_drift, rows_held_out, rows_of_its_own, rows_of_text
 from puna.errors import PunaError
 from puna.model.fp8 import quantize
 from puna.model.gguf import save_gguf
@@ -32,18 +32,32 @@ the first and the last are in FP8 (`fbgemm_fp8`), scaled by row, activations by 
 }
 
 
-def export_model(model: Path, out: Path, form: str, dtype: str, text: Path | None = None) -> dict[str, float]:
+def export_model(
+    model: Path,
+    out: Path,
+    form: str,
+    dtype: str,
+    text: Path | None = None,
+    reward: Path | None = None,
+    prompts: Path | None = None,
+) -> dict[str, float]:
     """Write the model directory `model` to the new directory `out`, with its tokenizer, licence files and a card.
 
     `form` is "hf", "meta", "gguf" (one file, OUT/OUT-DTYPE.gguf) or "fp8"; for "fp8" the result tells the drift, which
-    also lies in OUT/drift.json: on `text`, else on what the run held out, else on what the model writes itself.
+    also lies in OUT/drift.json: on `text`, else on what the run held out, else on what the model writes itself; and in
+    the scores that the reward model `reward` gives to answers to `prompts`.
     """
     if form not in FORMS:
         raise PunaError(f"--to {form} is not known; use {', '.join(FORMS)}")
     if dtype not in FORMS[form]:
         raise PunaError(f"--dtype {dtype} cannot be had with --to {form}; use {', '.join(FORMS[form])}")
-    if text and form != "fp8":
-        raise PunaError(f"--text is what the drift of --to fp8 is measured on; --to {form} has none")
+    if (text or reward or prompts) and form != "fp8":
+        raise PunaError(f"--text, --reward-model and --prompts measure the drift of --to fp8; --to {form} has none")
+    if bool(reward) != bool(prompts):
+        raise PunaError("--reward-model scores answers to --prompts: give both or neither")
+    for option, path in (("--text", text), ("--reward-model", reward), ("--prompts", prompts)):
+        if path and not path.exists():
+            raise PunaError(f"{option} {path}: no such file; name one that exists")
     if out.exists():
         raise PunaError(f"{out} exists already; name a directory that does not")
     config, tokenizer = read_config(model), Tokenizer.load(model)
@@ -66,7 +80,7 @@ def export_model(model: Path, out: Path, form: str, dtype: str, text: Path | Non
         llama = load_hf(model, DTYPES[dtype])
         save_model(quantize(llama) if form == "fp8" else llama, tokenizer, aside, DTYPES[dtype], chat)
     if form == "fp8":
-        figures = _measure(model, aside, tokenizer, text)
+        figures = _measure(model, aside, tokenizer, text, reward, prompts)
         write_text(aside / "drift.json", json.dumps(figures, indent=1) + "\n")
     _write_card(
         model, aside, out.name, _about(config, chat, dtype, USE[form].format(folder=out.name, file=file), figures)
@@ -82,7 +96,9 @@ def is_chat_model(model: Path) -> bool:
     return inside or (model / "chat_template.jinja").is_file()
 
 
-def _measure(model: Path, quantized: Path, tokenizer: Tokenizer, text: Path | None) -> dict[str, float]:
+def _measure(
+    model: Path, quantized: Path, tokenizer: Tokenizer, text: Path | None, reward: Path | None, prompts: Path | None
+) -> dict[str, float]:
     """The drift of what was written, computed as the engine would: in fp32 on a CPU, in bf16 on a GPU."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     before, after = load_hf(model, dtype, device), load_hf(quantized, dtype, device)
@@ -93,7 +109,8 @@ def _measure(model: Path, quantized: Path, tokenizer: Tokenizer, text: Path | No
         rows = rows_held_out(shards, tokenizer)
     else:
         rows = rows_of_its_own(before, tokenizer)
-    return drift(before, after, rows)
+    figures = drift(before, after, rows)
+    return figures | (reward_drift(before, after, tokenizer, reward, prompts) if reward and prompts else {})
 
 
 def _write_card(model: Path, out: Path, name: str, about: str) -> None:
@@ -128,5 +145,11 @@ def _about(config: LlamaConfig, chat: bool, dtype: str, use: str, figures: dict[
 Against the model before quantisation, on {figures["tokens"]:,} tokens: logits change by {figures["logit_error"]:.2%} of
 their spread, {figures["same_choice"]:.1%} of the likeliest tokens stay, perplexity goes from
 {figures["perplexity_before"]:.4g} to {figures["perplexity_after"]:.4g}.
+"""
+    if "responses" in figures:
+        lines += f"""
+A reward model gives {figures["responses"]:,.0f} answers {figures["reward_before"]:.4g} on average before and
+{figures["reward_after"]:.4g} after; the distributions differ by {figures["reward_distance"]:.3f} at most
+(Kolmogorov-Smirnov, p = {figures["reward_p"]:.2g}).
 """
     return lines

@@ -11,9 +11,12 @@ import torch
 from puna.drift import drift, rows_held_out, rows_of_text
 from puna.errors import PunaError
 from puna.export import FORMS, export_model, is_chat_model
+from puna.infer.engine import Engine, Sampling
 from puna.model.fp8 import quantize
 from puna.model.llama import Llama, LlamaConfig
 from puna.model.weights import load_hf
+from puna.posttrain.reward_model import RewardModel, Scorer, save_reward
+from puna.text.chat import Chat, Message, render
 from puna.text.tokenizer import Tokenizer
 from puna.train.save import save_model
 
@@ -125,6 +128,38 @@ def test_rows_come_from_the_text_or_from_what_was_held_out(tokenizer: Tokenizer,
     assert rows.shape == (16, 512)
     assert rows[0, 1:].tolist() == tokens[:511].tolist()
     assert rows[-1, 1:].tolist() == tokens[-511:].tolist()
+
+
+def test_a_reward_model_scores_what_both_models_answer(
+    model: Path, llama: Llama, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    reward = RewardModel.from_language_model(llama)
+    torch.nn.init.normal_(reward.score.weight)
+    monkeypatch.setattr("puna.drift.LONGEST", 16)
+    save_reward(reward, tokenizer, tmp_path / "reward", torch.float32)
+    lines = [
+        {"messages": [{"role": "user", "content": f"llama {i}"}, {"role": "assistant", "content": "x"}]}
+        for i in range(12)
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "text").write_text(TEXT)
+    options = tmp_path / "text", tmp_path / "reward", tmp_path / "prompts.jsonl"
+    figures = export_model(model, tmp_path / "fp8", "fp8", "bf16", *options)
+    assert figures["responses"] == 12
+    assert figures["reward_spread_before"] > 0
+    assert 0 <= figures["reward_distance"] < 1
+    assert "A reward model gives 12 answers" in (tmp_path / "fp8" / "README.md").read_text()
+    # the scores are those of the answers that each model gives to the prompts, its own answers left out
+    ids = [render(Chat([Message("user", f"llama {i}")]), tokenizer, generation_prompt=True).ids for i in range(12)]
+    answers = Engine(load_hf(model, torch.float32), tokenizer).generate(ids, Sampling(16, 1.0))
+    scores = Scorer(reward, tokenizer).score_responses(list(zip(ids, answers)))
+    assert figures["reward_before"] == pytest.approx(sum(score for (score,) in scores) / 12, rel=1e-3)
+    with pytest.raises(PunaError, match="give both or neither"):
+        export_model(model, tmp_path / "x", "fp8", "bf16", None, tmp_path / "reward")
+    other = Tokenizer.train(["quick brown foxes jump over a lazy dog " * 9], vocab_size=290, specials=16)
+    save_reward(reward, other, tmp_path / "reward", torch.float32)
+    with pytest.raises(PunaError, match="another tokenizer"):
+        export_model(model, tmp_path / "x", "fp8", "bf16", *options)
 
 
 @pytest.mark.parametrize(
