@@ -32,15 +32,16 @@ __all__ = ["Engine", "Output", "Sampling", "TokenLogprob"]
 
 LOGITS = 2**24
 """Logits that exist at once where a whole prompt's are asked for."""
+CPU_CACHE = 2**30
+"""Bytes."""
 
 
 class Engine:
     """Generates with a Llama and its tokenizer. Not thread-safe: one thread owns an engine.
 
-    `blocks`: of 16 tokens each, for the cache; by default as many as `rows` requests of the longest context need,
-    within a quarter of the memory that is free. `budget`: tokens in a step, which cuts long prompts into chunks.
-    `rows`: requests that run side by side. `draft`: a small model of the same vocabulary that guesses `guesses` tokens
-    ahead for requests that say so. `native`: use the compiled kernels on a CPU where they are there.
+    `blocks`: of 16 tokens each, for the cache; by default those of default_blocks. `budget`: tokens in a step, which
+    cuts long prompts into chunks. `rows`: requests that run side by side. `draft`: a small model of the same vocabulary
+    that guesses `guesses` tokens ahead for requests that say so. `native`: use the compiled kernels where they fit.
     """
 
     def __init__(
@@ -352,8 +353,12 @@ def masks_of(request: Request, count: int) -> list[np.ndarray | None]:
 
 
 def default_blocks(model: Llama, rows: int) -> int:
-    """Blocks for `rows` requests of the longest context, within a quarter of the memory that is free."""
-    weight = model.embed_tokens.weight
-    free = torch.cuda.mem_get_info(weight.device)[0] if weight.is_cuda else psutil.virtual_memory().available
-    most = free // 4 // block_bytes(model.config, weight.dtype)
-    return max(1, min(rows * blocks_for(model.config.max_seq_len), int(most)))
+    """Blocks for `rows` requests of the longest context, within half of a GPU's free memory; on a CPU, where other
+    engines may run beside, within CPU_CACHE or what one longest request needs, and a quarter of the free memory."""
+    weight, longest = model.embed_tokens.weight, blocks_for(model.config.max_seq_len)
+    size = block_bytes(model.config, weight.dtype)
+    if weight.is_cuda:
+        most = torch.cuda.mem_get_info(weight.device)[0] // 2 // size
+    else:
+        most = min(psutil.virtual_memory().available // 4 // size, max(longest, CPU_CACHE // size))
+    return max(1, min(rows * longest, int(most)))
