@@ -4,7 +4,8 @@
 
 PYTHON is the one to run inside, this one by default; /usr/bin/python3 where a plain user may not read this one's
 folder. Milliseconds: the median and 90th percentile on the wall, and the mean of the CPU's, which is what counts on a
-machine that does other things too. Beside them, only starting the same Python.
+machine that does other things too (bubblewrap's children are not ours to count). Beside them, only starting the same
+Python.
 """
 
 import resource

@@ -105,7 +105,7 @@ def _same_call(call: tuple[str, dict[str, Any]], recorded: str) -> bool:
     assert isinstance(node, ast.Call)
     assert isinstance(node.func, ast.Name)
     # an argument recorded by position is one of the values
-    named = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
+    named = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
     placed = [ast.literal_eval(value) for value in node.args]
     name, arguments = call
     others = [value for key, value in arguments.items() if key not in named]

@@ -46,7 +46,8 @@ class Dialogue:
     def __init__(
         self, chat: Chat, toolbox: Toolbox, tokenizer: Tokenizer, most: int = MOST_STEPS, profile: Profile = "hf"
     ) -> None:
-        self.chat, self.toolbox, self.tokenizer, self.most, self.profile = chat, toolbox, tokenizer, most, profile
+        self.chat, self.toolbox, self.tokenizer, self.most = chat, toolbox, tokenizer, most
+        self.profile: Profile = profile
         chat.tools, chat.builtin_tools = toolbox.schemas(), toolbox.builtins()
         self.steps: list[Step] = []
         self.finish: Literal["answer", "steps", "length"] | None = None

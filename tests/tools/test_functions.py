@@ -2,9 +2,10 @@
 
 import re
 import warnings
+from enum import Enum
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -116,6 +117,93 @@ def test_the_schema_of_a_function():
     assert CALCULATOR.schema["function"]["parameters"]["required"] == ["expression"]
 
 
+class Unit(Enum):
+    CELSIUS = "C"
+    KELVIN = "K"
+
+
+def forecast(
+    city: str,
+    kind: Literal["rain", "wind"],
+    unit: Unit = Unit.CELSIUS,
+    hours: list[int] | None = None,
+    level: int | str = 1,
+    limits: dict[str, float] | None = None,
+    tags: list[Literal["a", "b"]] = [],  # noqa: B006
+    note: Any = None,
+) -> dict[str, Any]:
+    """Say the weather of
+    some hours.
+
+    It is made up.
+
+    Args:
+        city: Where;
+            a name.
+        kind (str): What: rain or wind.
+
+    Returns:
+        whatever: not an argument.
+    """
+    return {"city": city, "unit": unit, "hours": hours}
+
+
+def test_the_schema_of_every_type():
+    schema = make_tool(forecast).schema["function"]
+    assert schema["description"] == "Say the weather of some hours."
+    assert schema["parameters"] == {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "description": "Where; a name."},
+            "kind": {"type": "string", "enum": ["rain", "wind"], "description": "What: rain or wind."},
+            "unit": {"type": "string", "enum": ["C", "K"]},
+            "hours": {"anyOf": [{"type": "array", "items": {"type": "integer"}}, {"type": "null"}]},
+            "level": {"type": ["integer", "string"]},
+            "limits": {"anyOf": [{"type": "object", "additionalProperties": {"type": "number"}}, {"type": "null"}]},
+            "tags": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}},
+            "note": {},
+        },
+        "required": ["city", "kind"],
+    }
+
+
+def test_descriptions_in_the_style_of_sphinx():
+    def area(width: float, height: float = 1):
+        """An area.
+
+        :param width: in metres,
+            from left to right
+        :param float height: in metres
+        :returns: a number
+        """
+
+    properties = make_tool(area).schema["function"]["parameters"]["properties"]
+    assert properties["width"] == {"type": "number", "description": "in metres, from left to right"}
+    assert properties["height"]["description"] == "in metres"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"unit": "K", "hours": [1, 2]}, '{"city": "Lima", "unit": "Unit.KELVIN", "hours": [1, 2]}'),
+        ({"hours": None, "limits": {"low": 1}, "level": "x", "note": [None], "tags": ["b"]}, '"hours": null}'),
+        ({"unit": "F"}, 'error: unit="F": must be one of ["C", "K"]'),
+        ({"kind": "snow"}, 'error: kind="snow": must be one of ["rain", "wind"]'),
+        ({"kind": ["rain"]}, 'error: kind=["rain"]: must be one of ["rain", "wind"]'),
+        ({"hours": [1, "2"]}, 'error: hours=[1, "2"]: must be of type integer or must be of type null'),
+        ({"hours": [True]}, "error: hours=[true]: must be of type integer or must be of type null"),
+        ({"level": 1.5}, "error: level=1.5: must be of type integer or string"),
+        ({"limits": {"low": "x"}}, 'error: limits={"low": "x"}: must be of type number or must be of type null'),
+        ({"city": None}, "error: city=null: must be of type string"),
+        ({"tags": ["c"]}, 'error: tags=["c"]: must be one of ["a", "b"]'),
+    ],
+)
+def test_arguments_are_checked_and_results_are_json(arguments: dict[str, Any], told: str):
+    call = ToolCall("forecast", {"city": "Lima", "kind": "rain", **arguments})
+    result = run_call(call, [make_tool(forecast)])
+    assert result == told or (not told.startswith("error") and result.endswith(told))
+
+
 def test_functions_that_are_no_tools():
     def untyped(city):
         """Say."""
@@ -125,7 +213,20 @@ def test_functions_that_are_no_tools():
 
     def silent(city: str): ...
 
-    for function, message in ((untyped, "give city a type hint"), (odd, "give city a type"), (silent, "no docstring")):
+    def many(*cities: str):
+        """Say."""
+
+    def pathed(city: list[Path]):
+        """Say."""
+
+    def keyed(city: dict[int, str]):
+        """Say."""
+
+    def mixed(city: Literal["a", None]):
+        """Say."""
+
+    wrong = [(untyped, "give city a type hint"), (silent, "no docstring"), (many, "cannot be given by name")]
+    for function, message in [*wrong, *((f, "give city a type") for f in (odd, pathed, keyed, mixed))]:
         with pytest.raises(PunaError, match=f"tool {function.__name__}.*{message}"):
             make_tool(function)
 
