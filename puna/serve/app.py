@@ -12,6 +12,7 @@ from puna.serve import basics, chat, completions, embeddings, errors, page, resp
 from puna.serve.guard import Access, Guard
 from puna.serve.metrics import Metrics
 from puna.serve.served import Served
+from puna.tools import Toolbox
 
 PAGE = Path(__file__).parent / "page"
 ERRORS = {
@@ -24,7 +25,7 @@ ERRORS = {
 }
 
 
-def create_app(models: Sequence[Served], metrics: Metrics, access: Access, tools: Sequence[str] = ()) -> Guard:
+def create_app(models: Sequence[Served], metrics: Metrics, access: Access, tools: Toolbox | None = None) -> Guard:
     """The ASGI application that serves `models`; `tools` may be run for the chat page."""
 
     @asynccontextmanager

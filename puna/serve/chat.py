@@ -32,7 +32,8 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     calls = wants_calls(body, tools)
     prompt = await chat_prompt(served, chat_of(body.messages, tools if calls else read_tools(None)))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    sampling = sampling_of(body, served.room(len(prompt), body.most_tokens), json_schema=schema, logprobs=logprobs)
+    room = served.room(len(prompt), body.most_tokens)
+    sampling = sampling_of(body, room, json_schema=schema, logprobs=logprobs, speculate=served.speculate)
     n = body.n or 1
     job = await served.worker.submit([Continuation(prompt, sampling, number) for number in range(n)])
     most_calls = 1 if body.parallel_tool_calls is False else None

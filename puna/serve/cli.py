@@ -32,7 +32,10 @@ def serve(
     rows: Annotated[int, typer.Option(min=1, max=1000, help="Sequences that run side by side.")] = 256,
     queue: Annotated[int, typer.Option(min=0, help="Sequences that may wait besides; more are refused.")] = 256,
     profile: Annotated[str, typer.Option(help="The chat format, hf or meta.")] = "hf",
-    tools: Annotated[list[str] | None, typer.Option(help="A tool to run here for the page; as in puna chat.")] = None,
+    speculate: Annotated[str, typer.Option(help="Guess ahead: off, ngram, or a small model of the same kind.")] = "off",
+    tools: Annotated[list[str] | None, typer.Option(help="Tools to run here for the page, as in puna chat.")] = None,
+    brave_key: Annotated[str | None, typer.Option(help="A key or a file with one; else BRAVE_API_KEY.")] = None,
+    wolfram_key: Annotated[str | None, typer.Option(help="A key or a file with one; else WOLFRAM_APP_ID.")] = None,
     drain: Annotated[int, typer.Option(min=0, help="Seconds that requests may take to end after SIGTERM.")] = 300,
 ) -> None:
     """Serve models by OpenAI's API, and a chat page at /."""
@@ -41,13 +44,15 @@ def serve(
     from puna.serve.app import create_app
     from puna.serve.guard import Access
     from puna.serve.metrics import Metrics
+    from puna.tools import open_toolbox
 
     key = read_key(api_key, api_key_file)
     if not is_local(host) and key is None:
         raise PunaError(f"--host {host} can be reached from elsewhere; give --api-key or --api-key-file")
     metrics = Metrics()
-    served = load(models, metrics, dtype, profile, rows + queue, blocks=blocks, rows=rows)
-    app = create_app(served, metrics, Access(key, local=key is None), tools or ())
+    served = load(models, metrics, dtype, profile, rows + queue, speculate, blocks=blocks, rows=rows)
+    toolbox = open_toolbox(tools, brave_key=brave_key, wolfram_key=wolfram_key) if tools else None
+    app = create_app(served, metrics, Access(key, local=key is None), toolbox)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     console.print(f"serving {', '.join(model.name for model in served)}", highlight=False)
     uvicorn.run(
@@ -78,13 +83,20 @@ def is_local(host: str) -> bool:
 
 
 def load(
-    models: Sequence[str], metrics: "Metrics", dtype: str | None, profile: Any, most: int, **options: int | None
+    models: Sequence[str],
+    metrics: "Metrics",
+    dtype: str | None,
+    profile: Any,
+    most: int,
+    speculate: str = "off",
+    **options: Any,
 ) -> list["Served"]:
     """The models under their names: those of their directories, or NAME in NAME=PATH."""
     import torch
 
     from puna.cli import find_model
     from puna.infer.engine import Engine
+    from puna.model.weights import load_hf
     from puna.serve.served import Served
 
     if dtype is not None and dtype not in DTYPES:
@@ -96,10 +108,16 @@ def load(
         raise PunaError("two models have the same name; write NAME=PATH for one of them")
     options["budget"] = max(1024, 2 * (options["rows"] or 0))
     precision = getattr(torch, DTYPES[dtype]) if dtype else None
-    return [
-        Served(name, Engine.load(find_model(path), precision, **options), metrics, profile, most)
-        for name, path in named.items()
-    ]
+    found = []
+    for name, path in named.items():
+        engine = Engine.load(find_model(path), precision, **options)
+        guess: Any = speculate
+        if speculate not in ("off", "ngram"):
+            engine.draft, guess = load_hf(find_model(Path(speculate)), engine.dtype, engine.device), "draft"
+            if engine.draft.config.vocab_size != engine.tokenizer.vocab_size:
+                raise PunaError(f"--speculate {speculate}: that model has another tokenizer than {name}")
+        found.append(Served(name, engine, metrics, profile, most, guess))
+    return found
 
 
 def name_of(model: str) -> tuple[str, Path]:

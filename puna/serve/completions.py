@@ -39,8 +39,9 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         room = max(served.room(len(prompt), body.max_tokens), 1)
         prompt_logprobs = body.logprobs if body.echo else None
         sampling = sampling_of(
-            body, room, json_schema=body.json_schema, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs
-        )
+            body, room, json_schema=body.json_schema, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs,
+            speculate=served.speculate,
+        )  # fmt: skip
         sequences += [Continuation(prompt, sampling, place * n + i) for i in range(n)]
     job = await served.worker.submit(sequences)
     choices = [TextChoice(served, sequence.prompt, body) for sequence in sequences]

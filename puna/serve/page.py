@@ -14,7 +14,7 @@ from puna.serve.errors import ApiError, JsonResponse
 from puna.serve.requests import Body
 from puna.serve.served import Served, unless_gone
 from puna.text.message import ToolCall
-from puna.tools import Toolbox, ToolResult, open_toolbox
+from puna.tools import Toolbox, ToolResult
 
 router = APIRouter(prefix="/page")
 MOST_CONVERSATIONS, MOST_CALLS = 32, 16
@@ -60,8 +60,8 @@ def told(result: ToolResult) -> dict[str, Any]:
 class Conversations:
     """A toolbox for each conversation; the one that was idle for longest makes room for a new one."""
 
-    def __init__(self, tools: Sequence[str]) -> None:
-        self._tools = open_toolbox(tools) if tools else None
+    def __init__(self, tools: Toolbox | None) -> None:
+        self._tools = tools
         self._open: OrderedDict[str, tuple[Toolbox, asyncio.Lock]] = OrderedDict()
 
     def offered(self) -> list[dict[str, Any]]:

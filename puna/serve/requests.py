@@ -15,6 +15,7 @@ from puna.errors import PunaError
 from puna.infer.engine import Sampling
 
 MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS = 128, 16, 20
+Speculate = Literal["off", "ngram", "draft"]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenText = Annotated[str, Field(pattern="^[0-9]{1,7}$")]
@@ -264,6 +265,7 @@ def sampling_of(
     json_schema: dict[str, Any] | None = None,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
+    speculate: Speculate = "off",
 ) -> Sampling:
     """The engine's form of what a request asks for; a request without a seed gets one."""
     more: dict[str, Any] = {}
@@ -285,5 +287,6 @@ def sampling_of(
         prompt_logprobs=prompt_logprobs,
         json_schema=None if json_schema is None else json.dumps(json_schema),
         regex=body.regex,
+        speculate=speculate,
         **more,
     )

@@ -30,9 +30,8 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     calls = bool(tools.names) and body.tool_choice != "none"
     prompt = await chat_prompt(served, chat_of(body.messages(), tools if calls else read_tools(None)))
     logprobs = body.top_logprobs or 0 if body.include or body.top_logprobs is not None else None
-    sampling = sampling_of(
-        body, served.room(len(prompt), body.max_output_tokens), json_schema=schema, logprobs=logprobs
-    )
+    room = served.room(len(prompt), body.max_output_tokens)
+    sampling = sampling_of(body, room, json_schema=schema, logprobs=logprobs, speculate=served.speculate)
     job = await served.worker.submit([Continuation(prompt, sampling)])
     most_calls = 1 if body.parallel_tool_calls is False else None
     reply = ResponseReply(served, body, len(prompt), Choice(served, tools.names if calls else None, most_calls))

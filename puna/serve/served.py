@@ -14,6 +14,7 @@ from puna.infer.cache import BLOCK
 from puna.infer.engine import Engine, TokenLogprob
 from puna.serve.errors import ApiError, JsonResponse, dump, error_body
 from puna.serve.metrics import Metrics
+from puna.serve.requests import Speculate
 from puna.serve.worker import Job, Worker
 from puna.text.chat import Profile
 from puna.text.tokenizer import Tokenizer
@@ -25,12 +26,22 @@ class Served:
     """An engine under the name by which clients ask for it.
 
     Attributes:
+        speculate: how outputs are guessed ahead, which changes their speed alone.
         max_len: tokens that prompt and output may have together.
         fingerprint: changes with the configuration, the tokenizer and puna's version.
     """
 
-    def __init__(self, name: str, engine: Engine, metrics: Metrics, profile: Profile = "hf", most: int = 256) -> None:
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        metrics: Metrics,
+        profile: Profile = "hf",
+        most: int = 256,
+        speculate: Speculate = "off",
+    ) -> None:
         self.name, self.engine = name, engine
+        self.speculate: Speculate = speculate
         self.profile: Profile = profile
         self.tokenizer: Tokenizer = engine.tokenizer
         self.max_len = min(engine.model.config.max_seq_len, engine.total_blocks * BLOCK)

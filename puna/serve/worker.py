@@ -64,10 +64,11 @@ class Job:
             if first:
                 metrics.first_token.observe(time.monotonic() - self.begun)
                 first = False
+            metrics.generated_tokens.inc(sum(len(output.tokens) for _, output in arrived))
             for place, output in arrived:
                 self.unfinished -= output.finish is not None
-                metrics.generated_tokens.inc(len(output.tokens))
-                metrics.cached_tokens.inc(output.cached)
+                if output.cached:
+                    metrics.cached_tokens.inc(output.cached)
                 yield place, output
 
     def close(self) -> None:

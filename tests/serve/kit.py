@@ -20,6 +20,7 @@ from puna.serve.metrics import Metrics
 from puna.serve.served import Served
 from puna.text.tokenizer import Tokenizer
 from puna.text.tokenizer_files import special_names
+from puna.tools import open_toolbox
 
 VOCAB, MAX_LEN = 256 + 16, 2048
 BYTES = Tokenizer({bytes([i]): i for i in range(256)}, special_names(16))
@@ -100,7 +101,7 @@ def serving(
     """A live server for engines, named m0, m1, ...: .url, .client, .models, .server."""
     metrics = Metrics()
     models = [Served(f"m{i}", engine, metrics, profile, most) for i, engine in enumerate(engines)]
-    app = create_app(models, metrics, access or Access(), tools)
+    app = create_app(models, metrics, access or Access(), open_toolbox(tools) if tools else None)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
