@@ -45,7 +45,8 @@ class Parts:
             dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
         self.model, self.loss, self.world, self.micro_rows = model, loss, world, options.micro_rows
         self.dtype = training_dtype(options, world.device)
-        self.mesh = make_mesh(self.layout, world.device.type)
+        kind = world.device.type  # "meta": to see whether a layout fits, without its memory
+        self.mesh = make_mesh(self.layout, "cpu" if kind == "meta" else kind)
         self.share = (self.mesh.get_local_rank("dp"), self.mesh["dp"].size())
         self.view = View(self.layout.cp, self.mesh.get_local_rank("cp"))
         shell = empty_model(model.config)
