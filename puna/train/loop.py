@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,8 @@ from puna.log import Log
 from puna.machine import can_compile, peak_flops
 from puna.model.llama import Llama
 from puna.recipe import Training
+from puna.recipe.training import Stretch
+from puna.train.ahead import ahead
 from puna.train.batches import Batch, Batches, rows_of_step
 from puna.train.checkpoint import Checkpoints
 from puna.train.guard import Guard
@@ -84,14 +86,16 @@ def train(
     meter = Meter(model.config, options, peak, work, log)
     watch = Watch(world, options.hang_seconds)
 
-    with log.progress(name, steps if world.rank == 0 else 0) as bar, trainee.training(), watch, terminations() as end:
+    reader = closing(ahead(read(batches, first, stretches, options.micro_rows, trainee.share)))
+    progress = log.progress(name, steps if world.rank == 0 else 0)
+    with progress as bar, trainee.training(), watch, reader as steps_read, terminations() as end:
         if world.rank == 0:
             bar.advance(first)
         for step in range(first, steps):
             numbers, seq_len = rows_of_step(step, stretches)
             watch.at(step, "reading rows")
             with meter.reading():
-                micro_batches = [batches.rows(rows) for rows in rows_of(numbers, options.micro_rows, *trainee.share)]
+                micro_batches = next(steps_read)
             watch.at(step, "training")
             micro_batches = [batch.to(world.device) for batch in micro_batches]
             counts = trainee.sum_counts(torch.stack([loss.counts(batch) for batch in micro_batches]).sum(0))
@@ -129,6 +133,15 @@ def train(
     trainee.finish(checkpoints, steps)
     log.close()
     model.eval()
+
+
+def read(
+    batches: Batches, first: int, stretches: Sequence[Stretch], micro_rows: int, share: tuple[int, int]
+) -> Iterator[list[Batch]]:
+    """This process's micro-batches of every step from `first` on."""
+    for step in range(first, sum(stretch.steps for stretch in stretches)):
+        numbers, _ = rows_of_step(step, stretches)
+        yield [batches.rows(rows) for rows in rows_of(numbers, micro_rows, *share)]
 
 
 def make_trainee(model: Llama, loss: Loss, options: Training, world: World) -> Trainee:
