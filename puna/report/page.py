@@ -17,6 +17,7 @@ from puna.errors import PunaError
 from puna.recipe import Recipe
 from puna.report import figures, sections
 from puna.report.needles import long_context
+from puna.report.rounds import rounds
 from puna.report.scaling import scaling, scientific
 from puna.run import STAGES, Run, write_text
 
@@ -65,6 +66,7 @@ def render(run: Run) -> str:
         long_context=long_context(run),
         held_out=sections.held_out(metrics),
         scores=sections.scores(metrics),
+        rounds=rounds(run),
         samples=sections.samples(run),
     )
 

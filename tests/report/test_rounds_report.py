@@ -1,0 +1,66 @@
+"""The rounds on the run's page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from puna.recipe import parse_recipe
+from puna.report.page import render
+from puna.report.rounds import rounds
+from puna.run import Run, figure, to_toml, write_manifest
+
+
+def share(value: float, n: int = 1000) -> dict[str, Any]:
+    return figure(value, "share", value - 0.01, value + 0.01, n)
+
+
+def make_run(folder: Path) -> Run:
+    run = Run(parse_recipe({"name": "rounds", "posttrain": {"rounds": 2}}, "test"), folder)
+    out = folder / "rounds"
+    out.mkdir(parents=True)
+    (folder / "log").mkdir()
+    (folder / "recipe.toml").write_text(to_toml(run.recipe.model_dump(mode="json", exclude_none=True)))
+
+    def stage(name: str, value: float, passed: bool) -> dict[str, Any]:
+        return {"candidates": [{"step": name, "score": share(value)}], "passed": passed}
+
+    ledger = [{"round": 0, "sft": stage("round-0/sft-1", 0.41, True), "best": {"step": "x", "score": share(0.41)}}]
+    for number, value in ((1, 0.63), (2, 0.71)):
+        ledger.append(
+            {
+                "round": number,
+                "problems": 800,
+                "sample": {"right": share(0.5), "pairs": figure(1234)},
+                "reward": {"kept": {"score": share(0.815)}} if number == 1 else None,
+                "chosen": {"chats": figure(700), "by_reward": figure(number - 1)},
+                "sft": stage(f"round-{number}/sft-1", value, True),
+                "dpo": stage(f"round-{number}/dpo-1", value - 0.02, False),
+                "best": {"step": f"round-{number}/sft-1", "score": share(value)},
+            }
+        )
+    (out / "ledger.json").write_text(json.dumps(ledger))
+    metrics = {"reward.accuracy": share(0.822), "reward.best_of": share(0.77), "reward.random_pick": share(0.66)}
+    for name, value in (("start", 0.4), ("end", 0.7), ("control", 0.5), ("off", 0.03)):
+        metrics |= {f"rounds.{key}.{name}": share(value) for key in ("first", "solved", "irrelevance")}
+        metrics |= {f"rounds.solved.{kind}.{name}": share(value) for kind in ("single", "nested", "parallel", "none")}
+    metrics |= {f"rounds.first.over_{name}": share(value) for name, value in (("start", 0.3), ("control", 0.2))}
+    write_manifest(out, {"stage": "rounds", "fingerprint": "x", "metrics": metrics})
+    return run
+
+
+def test_the_page_tells_the_rounds(tmp_path: Path):
+    page = " ".join(render(make_run(tmp_path / "run")).split())
+    assert "Post-training in rounds" in page
+    assert "+30.0 points (95% interval +29.0 to +31.0) over the first model, 1,000 held-out problems" in page
+    assert "+20.0 points" in page
+    assert "81.5%" in page
+    assert "1,234" in page
+    assert "69.0%, not kept" in page
+    assert "700 by reward" in page
+    assert "82.2%" in page
+    assert "<code>round-2/sft-1</code>" in page
+
+
+def test_a_run_without_rounds_has_no_section(tmp_path: Path):
+    run = Run(parse_recipe({"name": "plain"}, "test"), tmp_path)
+    assert rounds(run) is None
