@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
@@ -15,13 +16,14 @@ from puna.serve.served import Served
 from puna.tools import Toolbox
 
 PAGE = Path(__file__).parent / "page"
-ERRORS = {
+ERRORS: dict[int | str, str] = {
     400: "The request is wrong; the message says where.",
     401: "The key is missing or wrong.",
     403: "Not from there.",
     404: "There is no such model.",
     413: "The body is too large.",
     429: "The server is full; Retry-After says when to try again.",
+    "default": "Any other error, in the same form.",
 }
 
 
@@ -43,9 +45,9 @@ def create_app(models: Sequence[Served], metrics: Metrics, access: Access, tools
     app.state.models = {model.name: model for model in models}
     app.state.metrics, app.state.conversations = metrics, conversations
     errors.install(app)
-    described = {status: {"description": text} for status, text in ERRORS.items()}
+    described: dict[int | str, dict[str, Any]] = {status: {"description": text} for status, text in ERRORS.items()}
     for part in (chat, completions, responses, embeddings, basics, page):
-        app.include_router(part.router, responses={**described, 422: {"description": "Not used."}})
+        app.include_router(part.router, responses=described)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return Guard(app, access, metrics, is_page)
 
