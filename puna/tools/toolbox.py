@@ -61,13 +61,15 @@ class Toolbox:
         def run_lane(places: list[int]) -> list[tuple[int, ToolResult]]:
             return [(place, call_tool(calls[place], self.tools)) for place in places]
 
-        with ThreadPoolExecutor(max(len(lanes), 1), "tools") as pool:
-            try:
-                futures = [pool.submit(run_lane, places) for places in lanes.values()]
-                done = dict(pair for future in futures for pair in future.result())
-            except KeyboardInterrupt:  # the user's Ctrl-C ends the calls, not only the waiting
-                self.interrupt()
-                raise
+        pool = ThreadPoolExecutor(max(len(lanes), 1), "tools")
+        try:
+            futures = [pool.submit(run_lane, places) for places in lanes.values()]
+            done = dict(pair for future in futures for pair in future.result())
+        except KeyboardInterrupt:  # the user's Ctrl-C ends the code that runs, not only the waiting
+            self.interrupt()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
         return [done[place] for place in range(len(calls))]
 
     def put_file(self, name: str, data: bytes) -> None:

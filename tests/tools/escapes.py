@@ -99,7 +99,7 @@ def outside(code: str, facts: dict[str, Any], folder: str) -> str:
     with os.fdopen(read, "rb") as file:
         text = file.read().decode()
     os.waitpid(child, 0)
-    return text[:3].replace("Non", "None")
+    return "yes" if "yes" in text else "None"  # an attempt that forks writes twice
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """The code interpreter: state, output, images, files, limits, interrupt."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -160,6 +163,33 @@ def test_a_call_is_interrupted_from_another_thread(python: Interpreter):
     assert python.run("kept").text == "2"
     python.interrupt()  # nothing runs: nothing happens
     assert python.run("kept").text == "2"
+
+
+def test_conversations_are_apart(way: Way):
+    with ExitStack() as stack:
+        first, second = (Interpreter(Limits(), way) for _ in range(2))
+        stack.callback(first.close)
+        stack.callback(second.close)
+        first.put_file("mine.txt", b"mine")
+        first.run("mine = 1")
+        assert second.files() == {}
+        assert second.run("import os; os.listdir()").text == "[]"
+        assert "NameError" in second.run("mine").text
+        if os.getuid() == 0:
+            users = {one.run("import os; os.getuid()").text for one in (first, second)}
+            assert len(users | {"0"}) == 3
+
+
+def test_an_interrupt_of_the_program_ends_the_call(any_way: None):
+    with Toolbox(python=Limits()) as toolbox:
+        toolbox.run([ToolCall("code_interpreter", {"code": "kept = 1"})])
+        threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            toolbox.run([ToolCall("code_interpreter", {"code": "import time; time.sleep(20)"})])
+        (result,) = toolbox.run([ToolCall("code_interpreter", {"code": "kept"})])
+        assert time.monotonic() - start < 15
+        assert result.text == "1"
 
 
 def test_nothing_runs_between_calls(python: Interpreter):

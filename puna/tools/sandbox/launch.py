@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -37,8 +38,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-_FIRST_USER = 0x70000000
-"""A sandbox that root starts becomes this user, plus the number of the process: one that owns nothing."""
+_FIRST_USER, _USERS = 0x70000000, 0x0FFFFFFF
+"""A sandbox that root starts becomes one of these users, which own nothing; limits on threads count by user."""
 
 # A child is told to die with the *thread* that started it (prctl(2)), so one thread that lasts starts all of them.
 _launcher = ThreadPoolExecutor(1, "sandbox")
@@ -180,7 +181,7 @@ def _start(way: Way, limits: Limits, python: str) -> Sandbox:
 
 def _own_user() -> int:
     """A user for root's sandbox: its own, or nobody where the numbers that we have are few (a rootless container)."""
-    number = _FIRST_USER + os.getpid()
+    number = _FIRST_USER + secrets.randbelow(_USERS)
     ranges = (line.split() for line in Path("/proc/self/uid_map").read_text().splitlines())
     there = any(int(first) <= number < int(first) + int(count) for first, _, count in ranges)
     return number if there else 65534
