@@ -12,7 +12,7 @@ from puna.model.fp8 import quantize
 from puna.model.gguf import save_gguf
 from puna.model.licence import card_name, carry_licences, write_card
 from puna.model.llama import LlamaConfig, count_parameters
-from puna.model.weights import load_hf, read_config
+from puna.model.weights import load_hf, read_config, read_json
 from puna.model.weights_meta import save_meta
 from puna.recipe import load_recipe
 from puna.run import write_text
@@ -47,22 +47,8 @@ def export_model(
     also lies in OUT/drift.json: on `text`, else on what the run held out, else on what the model writes itself; and in
     the scores that the reward model `reward` gives to answers to `prompts`.
     """
-    if form not in FORMS:
-        raise PunaError(f"--to {form} is not known; use {', '.join(FORMS)}")
-    if dtype not in FORMS[form]:
-        raise PunaError(f"--dtype {dtype} cannot be had with --to {form}; use {', '.join(FORMS[form])}")
-    if (text or reward or prompts) and form != "fp8":
-        raise PunaError(f"--text, --reward-model and --prompts measure the drift of --to fp8; --to {form} has none")
-    if bool(reward) != bool(prompts):
-        raise PunaError("--reward-model scores answers to --prompts: give both or neither")
-    for option, path in (("--text", text), ("--reward-model", reward), ("--prompts", prompts)):
-        if path and not path.exists():
-            raise PunaError(f"{option} {path}: no such file; name one that exists")
-    if out.exists():
-        raise PunaError(f"{out} exists already; name a directory that does not")
+    _check(model, out, form, dtype, text, reward, prompts)
     config, tokenizer = read_config(model), Tokenizer.load(model)
-    if "quantization_config" in json.loads((model / "config.json").read_text()):
-        raise PunaError(f"{model} is in FP8; export the model it was made from")
     aside = out.with_name(out.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)  # left by an export that was cut off
     aside.mkdir(parents=True)
@@ -82,11 +68,30 @@ def export_model(
     if form == "fp8":
         figures = _measure(model, aside, tokenizer, text, reward, prompts)
         write_text(aside / "drift.json", json.dumps(figures, indent=1) + "\n")
-    _write_card(
-        model, aside, out.name, _about(config, chat, dtype, USE[form].format(folder=out.name, file=file), figures)
-    )
+    use = USE[form].format(folder=out.name, file=file)
+    _write_card(model, aside, out.name, _about(config, chat, dtype, use, figures))
     aside.rename(out)
     return figures
+
+
+def _check(
+    model: Path, out: Path, form: str, dtype: str, text: Path | None, reward: Path | None, prompts: Path | None
+) -> None:
+    if form not in FORMS:
+        raise PunaError(f"--to {form} is not known; use {', '.join(FORMS)}")
+    if dtype not in FORMS[form]:
+        raise PunaError(f"--dtype {dtype} cannot be had with --to {form}; use {', '.join(FORMS[form])}")
+    if (text or reward or prompts) and form != "fp8":
+        raise PunaError(f"--text, --reward-model and --prompts measure the drift of --to fp8; --to {form} has none")
+    if bool(reward) != bool(prompts):
+        raise PunaError("--reward-model scores answers to --prompts: give both or neither")
+    for option, path in (("--text", text), ("--reward-model", reward), ("--prompts", prompts)):
+        if path and not path.exists():
+            raise PunaError(f"{option} {path}: no such file; name one that exists")
+    if out.exists():
+        raise PunaError(f"{out} exists already; name a directory that does not")
+    if read_json(model / "config.json").get("quantization_config"):
+        raise PunaError(f"{model} is in FP8; export the model it was made from")
 
 
 def is_chat_model(model: Path) -> bool:
