@@ -2,35 +2,36 @@
    kernels.h, once per instruction set. Every thread runs forward() and takes shares of each phase; meet() lets none
    begin a phase before all have ended the one before. Arithmetic is fp32 but for the products of packed matrices. */
 
-/* 16 numbers of a cached vector, from lane `at` on, zero past its end */
-INLINE v16f NAME(cached)(const Batch *b, int64_t offset, int64_t at, int64_t n) {
-    if (at + 16 <= n) {
-        if (b->cache_kind == F32) return NAME(load)((const float *)b->cache + offset + at);
-        v16h half = *(const v16h_unaligned *)((const uint16_t *)b->cache + offset + at);
-        return (v16f)(__builtin_convertvector(half, v16u) << 16);
-    }
+/* 16 numbers of a cached vector of n, from number `at` on, zero past its end; kind is a constant after inlining */
+INLINE v16f NAME(cached)(int kind, const void *cache, int64_t offset, int64_t at, int64_t n) {
+    const float *single = (const float *)cache + offset;
+    const uint16_t *half = (const uint16_t *)cache + offset;
+    if (at + 16 <= n) return kind == F32 ? NAME(load)(single + at) : NAME(widen)(*(const v16h_unaligned *)(half + at));
     float lane[16] = {0};
-    for (int64_t i = at; i < n; i++) {
-        union { uint32_t bits; float value; } wide = {0};
-        if (b->cache_kind == BF16) wide.bits = (uint32_t)((const uint16_t *)b->cache)[offset + i] << 16;
-        lane[i - at] = b->cache_kind == F32 ? ((const float *)b->cache)[offset + i] : wide.value;
-    }
+    for (int64_t i = at; i < n; i++) lane[i - at] = kind == F32 ? single[i] : from_bf16(half[i]);
     return NAME(load)(lane);
 }
 
-/* Keys [32, n] to a panel, so that they are the outputs of a product: rounds of interleaving transpose 16 x 16. */
-static TARGET void NAME(pack_keys)(const Batch *b, const int64_t *offset, int64_t keys, int64_t n, float *panel) {
-    for (int64_t group = 0; group < 32; group += 16)
+/* Keys and values of a chunk as panels in fp32. In those of keys the outputs are 32 keys: 16 x 16 numbers at a time are
+   transposed by four rounds of interleaving. In those of values they are 32 of the head's dimensions. */
+INLINE void NAME(unpack)(int kind, const void *cache, const int64_t *offset, int64_t to_values, int64_t size, int64_t n,
+                         float *keys, float *values) {
+    for (int64_t first = 0; first < ROUND(size); first += 16)
         for (int64_t at = 0; at < n; at += 16) {
-            v16f a[16], t[16];
+            v16f a[16], t[16], none = {0};
             for (int i = 0; i < 16; i++)
-                a[i] = group + i < keys ? NAME(cached)(b, offset[group + i], at, n) : (v16f){0};
+                a[i] = first + i < size ? NAME(cached)(kind, cache, offset[first + i], at, n) : none;
             for (int round = 0; round < 2; round++) {
                 for (int i = 0; i < 8; i++) t[2 * i] = ZIP_LOW(a[i], a[i + 8]), t[2 * i + 1] = ZIP_HIGH(a[i], a[i + 8]);
                 for (int i = 0; i < 8; i++) a[2 * i] = ZIP_LOW(t[i], t[i + 8]), a[2 * i + 1] = ZIP_HIGH(t[i], t[i + 8]);
             }
-            for (int64_t i = 0; i < 16 && at + i < n; i++) NAME(store)(panel + (at + i) * 32 + group, a[i]);
+            float *panel = keys + first / 32 * 32 * n + first % 32;
+            for (int64_t i = 0; i < 16 && at + i < n; i++) NAME(store)(panel + (at + i) * 32, a[i]);
         }
+    for (int64_t i = 0; i < size; i++)
+        for (int64_t at = 0; at < ROUND(n); at += 16)
+            NAME(store)(values + (at / 32 * size + i) * 32 + at % 32,
+                        NAME(cached)(kind, cache, offset[i] + to_values, at, n));
 }
 
 /* Attention of `count` rows of one sequence, the first at `position`, for the heads that share one kv head. Softmax is
@@ -54,16 +55,24 @@ static TARGET void NAME(attend)(Pass *p, int64_t layer, int64_t sequence, int64_
 
     const int32_t *table = b->tables + sequence * b->table_stride;
     int64_t token = m->kv_heads * n, part = b->blocks * b->block_size * token; /* numbers of a token, of all blocks */
-    for (int64_t start = 0; start < position + count; start += CHUNK) {
-        int64_t offset[CHUNK], size = position + count - start < CHUNK ? position + count - start : CHUNK;
-        for (int64_t i = 0; i < size; i++) {
-            int64_t slot = table[(start + i) / b->block_size] * b->block_size + (start + i) % b->block_size;
-            offset[i] = 2 * layer * part + slot * token + kv_head * n;
+    int64_t end = position + count, bytes = b->cache_kind == F32 ? 4 : 2;
+    int64_t offset[2 * CHUNK], found = 0, block = 0, within = 0; /* where this chunk's keys and the next one's lie */
+    for (int64_t start = 0; start < end; start += CHUNK) {
+        int64_t size = end - start < CHUNK ? end - start : CHUNK;
+        if (start) memcpy(offset, offset + CHUNK, CHUNK * sizeof *offset);
+        for (; found < start + 2 * CHUNK && found < end; found++) {
+            int64_t at = (2 * layer * part) + (table[block] * b->block_size + within) * token + kv_head * n;
+            offset[found - start] = at;
+            if (++within == b->block_size) within = 0, block++;
+            for (int64_t i = 0; i < n * bytes; i += 64) { /* to L2: the processor cannot foresee them */
+                __builtin_prefetch((const char *)b->cache + at * bytes + i, 0, 2);
+                __builtin_prefetch((const char *)b->cache + (at + part) * bytes + i, 0, 2);
+            }
         }
-        for (int64_t i = 0; i < size; i += 32) {
-            NAME(pack_keys)(b, offset + i, size - i, n, keys + i * n);
+        if (b->cache_kind == F32) NAME(unpack)(F32, b->cache, offset, part, size, n, keys, values);
+        else NAME(unpack)(BF16, b->cache, offset, part, size, n, keys, values);
+        for (int64_t i = 0; i < size; i += 32)
             NAME(product)(&k_panel, i / 32, &q_rows, queries, score + i, s_stride, 0);
-        }
         for (int64_t i = 0; i < queries; i++) {
             float *s = score + i * s_stride;
             int64_t seen = position + i / group + 1 - start;
@@ -85,11 +94,6 @@ static TARGET void NAME(attend)(Pass *p, int64_t layer, int64_t sequence, int64_
                 for (int64_t j = 0; j < wide; j++) mixed[i * wide + j] *= fade;
         }
         v_panel.steps = size;
-        for (int64_t panel = 0; panel < wide / 32; panel++)
-            for (int64_t i = 0; i < size; i++)
-                for (int64_t half = 0; half < 32; half += 16)
-                    NAME(store)(values + (panel * size + i) * 32 + half,
-                                NAME(cached)(b, offset[i] + part, panel * 32 + half, n));
         for (int64_t panel = 0; panel < wide / 32; panel++)
             NAME(product)(&v_panel, panel, &s_rows, queries, mixed + panel * 32, wide, 1);
     }
@@ -156,12 +160,8 @@ static TARGET void NAME(forward)(Pass *p, int thread) {
     int64_t rows = b->rows, tile = p->tile;
     EACH(p, row, rows) {
         float *to = p->residual + row * p->dim;
-        for (int64_t i = 0; i < m->dim; i++) {
-            int64_t at = (int64_t)b->tokens[row] * m->dim + i;
-            union { uint32_t bits; float value; } wide = {0};
-            if (m->embed_kind == BF16) wide.bits = (uint32_t)((const uint16_t *)m->embed)[at] << 16;
-            to[i] = m->embed_kind == F32 ? ((const float *)m->embed)[at] : wide.value;
-        }
+        for (int64_t i = 0, at = (int64_t)b->tokens[row] * m->dim; i < m->dim; i++, at++)
+            to[i] = m->embed_kind == F32 ? ((const float *)m->embed)[at] : from_bf16(((const uint16_t *)m->embed)[at]);
     }
     meet(p);
     for (int64_t layer = 0; layer < m->layers; layer++) {

@@ -36,6 +36,15 @@ INLINE v16f NAME(fma)(v16f a, v16f b, v16f c) {
 #endif
 }
 
+/* 16 numbers of bf16 to fp32 */
+INLINE v16f NAME(widen)(v16h half) {
+#if WIDE
+    return (v16f)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)half), 16);
+#else
+    return (v16f)(__builtin_convertvector(half, v16u) << 16);
+#endif
+}
+
 INLINE float NAME(sum)(v16f v) {
     float lane[16];
     NAME(store)(lane, v);
@@ -149,7 +158,7 @@ INLINE void NAME(tile)(int kind, int rows, const Matrix *m, int64_t panel, const
 #define TILES_2(kind)
 #endif
 #if TALL >= 8
-#define TILES_8(kind) TILE(kind, 4) TILE(kind, 8)
+#define TILES_8(kind) TILE(kind, 3) TILE(kind, 4) TILE(kind, 8)
 #else
 #define TILES_8(kind)
 #endif
@@ -159,7 +168,7 @@ static TARGET void NAME(product)(const Matrix *m, int64_t panel, const Rows *x, 
                                  int64_t y_stride, int add) {
     int height = TALL;
     for (int64_t row = 0; row < rows; row += height) {
-        while (height > rows - row) height /= 2;
+        while (height > rows - row) height = height == 8 ? 4 : height - 1;
         switch (16 * m->kind + height) { TILES(F32) TILES(BF16) TILES(INT8) TILES(INT8_WEIGHTS) }
     }
 }

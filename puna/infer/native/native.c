@@ -19,9 +19,9 @@
 #include <arm_neon.h>
 #endif
 
-#define CHUNK 64           /* keys that attention takes at a time, a multiple of 32 */
+#define CHUNK 32           /* keys that attention takes at a time, a multiple of 32 */
 #define TILE_QUERIES 64    /* queries of one kv head that share a chunk */
-#define PREFETCH 4096      /* bytes ahead */
+#define PREFETCH 8192      /* bytes ahead */
 #define ROUND(n) (((n) + 31) & ~(int64_t)31)
 
 typedef float v16f __attribute__((vector_size(64)));
@@ -120,6 +120,11 @@ static void meet(Pass *p) {
 static uint16_t to_bf16(float value) {
     union { float value; uint32_t bits; } word = {value};
     return (word.bits + 0x7fff + ((word.bits >> 16) & 1)) >> 16;
+}
+
+static float from_bf16(uint16_t half) {
+    union { uint32_t bits; float value; } word = {(uint32_t)half << 16};
+    return word.value;
 }
 
 #define JOIN_(a, b) a##_##b
