@@ -163,7 +163,7 @@ def stage_tokens(recipe: Recipe) -> Iterator[tuple[str, tuple[Training, float, f
     made = recipe.synthesize
     chats = (made.tool_chats + made.plain_chats + made.question_chats) * CHAT_TOKENS
     pairs = made.preference_problems * recipe.dpo.pairs_per_problem
-    yield "pretrain", (recipe.pretrain, recipe.pretrain.steps * recipe.pretrain.batch_tokens, 1.0)
+    yield "pretrain", (recipe.pretrain, recipe.pretrain.trained_tokens, 1.0)
     yield "sft", (recipe.sft, chats * recipe.sft.epochs, 1.0)
     # at most: every problem gives its pairs, and the reference model reads them once, forward only
     yield "dpo", (recipe.dpo, pairs * recipe.dpo.seq_len * recipe.dpo.epochs, 4 / 3)

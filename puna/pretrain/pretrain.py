@@ -26,10 +26,9 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     """Shards and tokenizer -> a base model, as a Hugging Face directory."""
     launch(_train, count_processes(recipe.pretrain), recipe, inputs, out, log)
     config = model_config(recipe.model, Tokenizer.load(inputs["tokenizer"]).vocab_size)
-    tokens = sum(stretch.steps * stretch.batch_tokens for stretch in recipe.pretrain.stretches(0))
     return {
         "pretrain.parameters": figure(count_parameters(config)),
-        "pretrain.tokens": figure(tokens, "tokens"),
+        "pretrain.tokens": figure(recipe.pretrain.trained_tokens, "tokens"),
         "pretrain.loss": figure(round(log.last("loss", 50), 4), "nats/token"),
     }
 

@@ -37,7 +37,7 @@ class Extend(Knobs):
     short_gate: float = Field(0.01, ge=0)
     """How far the held-out loss in rows of `pretrain.seq_len` may lie above the pretrained model's, as a share of it.
     The paper asks for full recovery of its short-context evaluations."""
-    depths: int = Field(10, ge=1)
+    depths: int = Field(10, ge=1, le=16)
     """Needles in a haystack of the evaluation, one at each depth."""
     haystacks: int = Field(10, ge=1)
     """Haystacks of each length in the evaluation."""

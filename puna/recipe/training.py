@@ -146,6 +146,11 @@ class Pretrain(Training):
         return sum(stretch.steps for stretch in self.stretches(0))
 
     @property
+    def trained_tokens(self) -> int:
+        """`tokens`, in whole steps."""
+        return sum(stretch.steps * stretch.batch_tokens for stretch in self.stretches(0))
+
+    @property
     def anneal_steps(self) -> int:
         return min(self.steps, self.anneal_tokens // self.batch_tokens)
 

@@ -18,9 +18,11 @@ import numpy as np
 from puna.errors import PunaError
 from puna.text.tokenizer import Tokenizer
 
-WORDS = 128
-"""Keys and values are drawn from the last words of the vocabulary, which are its rarest. So few, because a model learns
-to look a word up after it has seen it looked up some dozens of times."""
+WORDS = 32
+"""Keys and values are drawn from the last words of the vocabulary, which are its rarest. So few, because a tiny model
+has to see each of them often before it can copy it."""
+MOST = WORDS // 2
+"""Needles in a haystack."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class NeedleMaker:
         count, size = len(depths), self.needle_tokens
         room = length - 1 - 2 * count * size
         text = text[(text != self.bos_id) & (text != self.eos_id)]
+        if count > MOST:
+            raise PunaError(f"{count} needles are too many for one haystack: at most {MOST}")
         if room < 0 or (room and not len(text)):
             raise PunaError(f"{count} needles of {size} tokens, asked for, do not fit into {length:,} tokens of text")
         text = np.resize(text, room)

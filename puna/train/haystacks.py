@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from puna.text.needle import NeedleMaker
+from puna.text.needle import MOST, NeedleMaker
 from puna.train.batches import IGNORE, Batch, Batches, rng
 
 
@@ -13,7 +13,7 @@ class Haystacks:
     """Rows of `batches`, of which about a `share` are made into haystacks, each of its own text as one document.
 
     Which rows and where their needles lie depends on the seed and the row's number, so the row number stays the whole
-    state of the loader. A row gets any number of needles from one to what leaves half of it to text. The keys and
+    state of the loader. A row gets any number of needles from one to the most that leave half of it to text. The keys and
     values are not learnt where nothing foretells them.
     """
 
@@ -34,7 +34,7 @@ class Haystacks:
     def _bury(self, batch: Batch, place: int, random: np.random.Generator) -> None:
         row = batch.tokens[place].numpy()
         length = len(row) + 1  # the last label is a token, too
-        most = max(1, length // (4 * self.needles.needle_tokens))
+        most = max(1, min(MOST, length // (4 * self.needles.needle_tokens)))
         made = self.needles.make(row, length, random.random(random.integers(1, most + 1)), random)
         labels = np.where(made.hidden, IGNORE, made.tokens)[1:]
         batch.tokens[place] = torch.from_numpy(made.tokens[:-1])

@@ -75,6 +75,8 @@ def test_a_text_too_short_is_repeated_and_one_full_of_words_has_its_rarest_for_k
 def test_what_cannot_be_made_is_named(needles: NeedleMaker):
     with pytest.raises(PunaError, match=r"9 needles of \d+ tokens, asked for, do not fit into 100 tokens"):
         needles.make(text(300), 100, [0.5] * 9, np.random.default_rng(0))
+    with pytest.raises(PunaError, match="17 needles are too many for one haystack: at most 16"):
+        needles.make(text(3000), 2000, [0.5] * 17, np.random.default_rng(0))
     small = Tokenizer({bytes([i]): i for i in range(256)}, special_names(16))
-    with pytest.raises(PunaError, match=r"128 entries .* it has 0; raise tokenizer.vocab_size"):
+    with pytest.raises(PunaError, match=r"32 entries .* it has 0; raise tokenizer.vocab_size"):
         NeedleMaker(small)
