@@ -7,6 +7,7 @@ with its Sampling (request.py); everything else is built on adding requests and 
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -23,6 +24,7 @@ from puna.infer.sampler import choose, restricted, token_logprobs
 from puna.infer.scheduler import Chunk, Scheduler, blocks_for, scores
 from puna.infer.speculative import Draft, NGrams
 from puna.infer.text import OutputText
+from puna.model.int8 import Precision, to_int8
 from puna.model.llama import Llama
 from puna.model.weights import load_hf
 from puna.text.tokenizer import Tokenizer
@@ -79,10 +81,17 @@ class Engine:
         self._next = 0
 
     @classmethod
-    def load(cls, directory: str | Path, dtype: torch.dtype | None = None, **options: int | None) -> "Engine":
-        """An engine for a Hugging Face directory: by default fp32 on a CPU, bf16 on a GPU."""
+    def load(
+        cls, directory: str | Path, dtype: torch.dtype | None = None, precision: Precision | None = None, **options: Any
+    ) -> "Engine":
+        """An engine for a Hugging Face directory: by default fp32 on a CPU, bf16 on a GPU. `precision` quantises its
+        matrices to int8 for a CPU, with activations ("int8") or without ("int8_weights"); the rest is then bf16."""
         device, usual = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-        return cls(load_hf(directory, dtype=dtype or usual, device=device), Tokenizer.load(directory), **options)  # pyright: ignore[reportArgumentType]
+        if precision is None:
+            model = load_hf(directory, dtype=dtype or usual, device=device)
+        else:
+            model = to_int8(load_hf(directory, dtype=dtype or torch.bfloat16, device="cpu"), precision)
+        return cls(model, Tokenizer.load(directory), **options)
 
     # Requests and steps
 

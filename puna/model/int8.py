@@ -7,13 +7,17 @@ they are, which is more accurate and slower. Embedding and norms stay. The Llama
 (section 6.2): int8 is ours.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from puna.errors import PunaError
 from puna.model.llama import Llama
+
+Precision = Literal["int8", "int8_weights"]
+"""W8A8 and weight-only."""
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,10 +49,12 @@ class Int8Linear(nn.Module):
         return (sums * self.scale * row_scale[:, None]).type_as(x).view(*x.shape[:-1], -1)
 
 
-def to_int8(model: Llama, kind: Literal["int8", "int8_weights"] = "int8") -> Llama:
-    """Replace every matrix of the model but the embedding, in place: "int8" is W8A8, "int8_weights" weight-only."""
+def to_int8(model: Llama, precision: Precision = "int8") -> Llama:
+    """Replace every matrix of the model but the embedding, in place."""
+    if precision not in get_args(Precision):
+        raise PunaError(f"precision = {precision!r}: must be one of {', '.join(get_args(Precision))}")
     for module in [m for m in model.modules() if not isinstance(m, Int8Linear)]:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
-                setattr(module, name, Int8Linear(child, activations=kind == "int8"))
+                setattr(module, name, Int8Linear(child, activations=precision == "int8"))
     return model

@@ -2,17 +2,22 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from puna.errors import PunaError
+from puna.infer.engine import Engine, Sampling
 from puna.infer.native import library
 from puna.infer.native.packing import products
 from puna.infer.native.runner import NativeRunner, native_runner
 from puna.model.int8 import to_int8
 from puna.model.llama import PRESETS, Llama, LlamaConfig
+from puna.text.tokenizer import Tokenizer
+from puna.text.tokenizer_files import special_names
+from puna.train.save import save_model
 
 pytestmark = pytest.mark.skipif(not library.instruction_sets(), reason="installed without a C compiler: no library")
 SETS = [pytest.param(name, marks=pytest.mark.skipif(name not in library.instruction_sets(), reason=f"no {name} here"))
@@ -156,3 +161,22 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path, monkeypatch: py
     assert library._open(built) is not None
     monkeypatch.setattr(library.ctypes, "sizeof", lambda _: 1)
     assert library._open(built) is None
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8_weights"])
+def test_an_engine_in_int8_says_what_pytorch_says(tmp_path: Path, precision: Any):
+    config = replace(EVEN, vocab_size=272, max_seq_len=64)
+    tokenizer = Tokenizer({bytes([i]): i for i in range(256)}, special_names(16))
+    save_model(build(config), tokenizer, tmp_path)
+    sampling = Sampling(max_tokens=12, ignore_stop=True, logprobs=0)
+    logprobs = []
+    for native in (True, False):
+        engine = Engine.load(tmp_path, precision=precision, native=native)
+        engine.add(list(range(30)), sampling)
+        output = engine.step()[0]
+        assert isinstance(engine._runner, NativeRunner) == native
+        logprobs.append((output.logprobs or [])[0])
+    assert logprobs[0].token == logprobs[1].token
+    assert logprobs[0].logprob == pytest.approx(logprobs[1].logprob, abs=0.1)
+    with pytest.raises(PunaError, match="int4"):
+        Engine.load(tmp_path, precision="int4")  # pyright: ignore[reportArgumentType]
