@@ -2,6 +2,8 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import partialmethod
+from typing import Literal
 
 import pytest
 import torch
@@ -28,6 +30,8 @@ ROWS, SEQ_LEN = 8, 64
 class Case:
     layout: Layout
     micro_rows: int = 1
+    compiled: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 def make_model() -> Llama:
@@ -48,6 +52,8 @@ def make_batch() -> Batch:
 def compare(world: World, cases: list[Case]) -> None:
     """Raises AssertionError in the process that finds a difference."""
     warnings.simplefilter("ignore")  # torch's, about itself
+    # What torch.compile can lose is lost while it traces; to make fast code of it would take minutes.
+    torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # pyright: ignore
     batch = make_batch()
     counts = NextToken().counts(batch)
     whole = make_model()
@@ -56,21 +62,25 @@ def compare(world: World, cases: list[Case]) -> None:
     gradients = {name: p.grad for name, p in whole.named_parameters() if p.grad is not None}
     norm = torch.nn.utils.get_total_norm(list(gradients.values())).item()
     for case in cases:
-        parts = Parts(make_model(), NextToken(), options_of(case), world, compiled=False)
+        exact = case.precision == "fp32"
+        parts = Parts(make_model(), NextToken(), options_of(case), world, case.compiled)
         mine = [rows_of_batch(batch, rows) for rows in rows_of(range(ROWS), case.micro_rows, *parts.share)]
         counts = parts.sum_counts(torch.stack([NextToken().counts(part) for part in mine]).sum(0))
         total = world.sum(parts.step(mine, ROWS, counts)[None])
-        assert total.item() == pytest.approx(expected.item(), rel=1e-6), case
+        assert total.item() == pytest.approx(expected.item(), rel=1e-6 if exact else 1e-3), case
         for name, parameter in parts.parameters.items():
             assert isinstance(parameter.grad, DTensor), f"{case}: {name} has no gradient"
             gradient = parameter.grad.full_tensor()
             error = ((gradient - gradients[name]).norm() / gradients[name].norm()).item()
-            assert error < 1e-5, f"{case}: {name} is off by {error:.1e}"
-        assert parts.norm().item() == pytest.approx(norm, rel=1e-5), case
+            assert error < (1e-5 if exact else 3e-2), f"{case}: {name} is off by {error:.1e}"
+            assert gradient.dtype == torch.float32
+        assert parts.norm().item() == pytest.approx(norm, rel=1e-5 if exact else 1e-2), case
 
 
 def options_of(case: Case) -> Training:
-    return Training(seq_len=SEQ_LEN, batch_rows=ROWS, micro_rows=case.micro_rows, precision="fp32", layout=case.layout)  # pyright: ignore[reportCallIssue]
+    return Training(
+        seq_len=SEQ_LEN, batch_rows=ROWS, micro_rows=case.micro_rows, precision=case.precision, layout=case.layout
+    )  # pyright: ignore[reportCallIssue]
 
 
 def rows_of_batch(batch: Batch, rows: range) -> Batch:
@@ -88,13 +98,15 @@ CASES = {
         Case(Layout(pp=2, schedule="zbv", stages=2), micro_rows=2),
         Case(Layout(tp=2, recompute="full")),
         Case(Layout(cp=2, recompute="selective")),
+        Case(Layout(tp=2, recompute="full"), compiled=True),
+        Case(Layout(tp=2), precision="bf16"),
     ],
     3: [Case(Layout(pp=3, schedule="interleaved", stages=2)), Case(Layout(dp=3, shard=3), micro_rows=2)],
     4: [
         Case(Layout(tp=2, cp=2)),
-        Case(Layout(tp=2, dp=2)),
+        Case(Layout(tp=2, dp=2), compiled=True),
         Case(Layout(dp=4, shard=2)),
-        Case(Layout(cp=2, dp=2)),
+        Case(Layout(cp=2, dp=2), precision="bf16"),
         Case(Layout(tp=2, pp=2), micro_rows=8),
         Case(Layout(cp=2, pp=2, schedule="interleaved", stages=2), micro_rows=2),
         Case(Layout(pp=2, dp=2, recompute="full")),
