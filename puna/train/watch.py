@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -81,7 +82,7 @@ class Watch:
         return notes
 
 
-def late_ones(notes: dict[int, Note | None], now: float, silence: float) -> list[int]:
+def late_ones(notes: Mapping[int, Note | None], now: float, silence: float) -> list[int]:
     """The ranks that the others wait for: silent ones, else those that are not where the furthest are."""
     silent = [rank for rank, note in notes.items() if note is None or now - note.at > silence]
     if silent:
@@ -90,7 +91,7 @@ def late_ones(notes: dict[int, Note | None], now: float, silence: float) -> list
     return [rank for rank, place in places.items() if place < max(places.values())]
 
 
-def describe(notes: dict[int, Note | None], late: list[int], rank: int, step: int, seconds: float) -> str:
+def describe(notes: Mapping[int, Note | None], late: list[int], rank: int, step: int, seconds: float) -> str:
     """What happened, in words."""
     parts = []
     for other in late:

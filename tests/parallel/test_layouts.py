@@ -78,9 +78,8 @@ def compare(world: World, cases: list[Case]) -> None:
 
 
 def options_of(case: Case) -> Training:
-    return Training(
-        seq_len=SEQ_LEN, batch_rows=ROWS, micro_rows=case.micro_rows, precision=case.precision, layout=case.layout
-    )  # pyright: ignore[reportCallIssue]
+    knobs = {"seq_len": SEQ_LEN, "batch_rows": ROWS, "micro_rows": case.micro_rows, "layout": case.layout}
+    return Training.model_validate(knobs | {"precision": case.precision})
 
 
 def rows_of_batch(batch: Batch, rows: range) -> Batch:
