@@ -1,5 +1,6 @@
 """Talking to a model in a terminal."""
 
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -91,18 +92,23 @@ def _show(conversation: Conversation, text: str) -> None:
     try:
         for piece in conversation.say(text):
             if isinstance(piece, str):
-                print(piece, end="", flush=True)
+                print(_plain(piece), end="", flush=True)
             elif isinstance(piece, ToolCall):
                 arguments = ", ".join(f"{name}={value!r}" for name, value in piece.arguments.items())
-                console.print(f"[dim]{escape(f'{piece.name}({arguments})')}[/]", highlight=False)
+                console.print(f"[dim]{escape(_plain(f'{piece.name}({arguments})'))}[/]", highlight=False)
             else:
                 images = "".join(f" [image in {_keep(image)}]" for image in piece.images)
-                console.print(f"[dim]{escape(f'-> {piece.text}{images}')}[/]", highlight=False)
+                console.print(f"[dim]{escape(_plain(f'-> {piece.text}{images}'))}[/]", highlight=False)
     except PunaError as error:  # the conversation grew too long for the model
         console.print(f"[red]{escape(str(error))}[/]; /new starts over")
     except KeyboardInterrupt:
         console.print("[dim](cut short)[/]")
     print()
+
+
+def _plain(text: str) -> str:
+    """Text without the characters that steer a terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
 def _keep(image: bytes) -> str:

@@ -104,6 +104,12 @@ def test_commands_and_the_end_of_the_input(tokenizer: Tokenizer, monkeypatch: py
     assert len(script.prompts) == 2
 
 
+def test_nothing_steers_the_terminal(tokenizer: Tokenizer, capsys):
+    talk, _ = conversation(tokenizer, "a\x1b[2Jb\x07\tc\nd")
+    converse(talk, "x")
+    assert capsys.readouterr().out == "a\ufffd[2Jb\ufffd\tc\nd\n"
+
+
 def test_files_go_to_the_python_tool_and_back(tokenizer: Tokenizer, monkeypatch, tmp_path: Path, capsys):
     script: Any = Script(tokenizer, ["the result"])
     (tmp_path / "in.txt").write_text("given")

@@ -58,7 +58,11 @@ class Interpreter:
 
     def get_file(self, name: str) -> bytes:
         """Read a file of the interpreter's folder."""
-        return base64.b64decode(self._file({"do": "get", "name": _inner(name)})["data"])
+        reply = self._file({"do": "get", "name": _inner(name)})
+        try:
+            return base64.b64decode(reply["data"])
+        except (KeyError, TypeError, ValueError):  # the code wrote a reply of its own
+            raise PunaError(f"{name}: the interpreter gives no file") from None
 
     def files(self) -> dict[str, int]:
         """The files of the interpreter's folder and their bytes; none before the first call."""

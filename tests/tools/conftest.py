@@ -55,8 +55,13 @@ def run_escapes(user: str, way: str, attempts: dict[str, str]) -> dict[str, Any]
     """What tests/tools/escapes.py finds."""
     python = SYSTEM_PYTHON if user == "plain" else sys.executable
     command = [sys.executable, str(Path(__file__).with_name("escapes.py")), user, way, python]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PUNA_TEST_SECRET": "x"}
     done = subprocess.run(
-        command, input=json.dumps(attempts), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        command,
+        input=json.dumps(attempts),
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

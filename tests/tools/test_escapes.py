@@ -34,6 +34,7 @@ ATTEMPTS: dict[str, str] = {
     "stat a file of the user's": "got = os.stat(MARKER)",
     "read root's folder": "got = [x for x in os.listdir('/root') if x not in VISIBLE] if os.path.isdir('/root') else None",
     "look into other homes": "got = [x for x in os.listdir('/home') if '/home/' + x not in SHOWN]",
+    "read the environment of the program that started it": "got = os.environ.get('PUNA_TEST_SECRET')",
     "climb above the root": "got = reads('/../../../../../../etc/passwd')",
     "write over Python": "writes(os.__file__); got = 1",
     "write into /usr": "writes('/usr/owned'); got = 1",
@@ -161,8 +162,8 @@ def test_no_attempt_gets_out(way: Way, user: str):
 def test_the_attempts_can_succeed_outside():
     """What an attempt asks for is there without a sandbox, for those that do no harm."""
     harmless = (
-        "read the password file", "read a file of the user's", "list the user's folder", "stat a file of the user's",
-        "climb above the root", "follow a symbolic link out", "follow a link to the user's file", "make a named pipe",
+        "read the environment of the program that started it", "read the password file", "read a file of the user's", "list the user's folder", "stat a file of the user's",
+                "climb above the root", "follow a symbolic link out", "follow a link to the user's file", "make a named pipe",
         "send to a unix socket through a pair", "connect to a unix socket of the host", "connect by TCP", "fork",
         "clone a process", "become a program in memory", "run by spawn", "open a process by descriptor",
         "run a shell", "outlive its parent", "let itself be traced",

@@ -24,7 +24,7 @@ Way = Literal["bwrap", "namespaces"]
 WAYS: tuple[Way, ...] = ("bwrap", "namespaces")
 HERE = Path(__file__).parent
 START_SECONDS = 20.0
-MOST_BYTES = 256 << 20
+MOST_BYTES = 128 << 20
 """Longest reply that is read."""
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -77,7 +77,7 @@ class Sandbox:
     """A running worker, and the lines of JSON to and from it; `inside` is its process number out here."""
 
     def __init__(self, process: subprocess.Popen[bytes], inside: int) -> None:
-        self.process, self.inside, self._rest = process, inside, b""
+        self.process, self.inside, self._rest = process, inside, bytearray()
         self._number = 0
 
     def send(self, request: dict[str, Any]) -> None:
@@ -92,14 +92,15 @@ class Sandbox:
         assert self.process.stdout
         end = time.monotonic() + seconds
         while True:
-            while b"\n" not in self._rest:
+            searched = 0
+            while (at := self._rest.find(b"\n", searched)) < 0:
                 if not select.select([self.process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
                     return None
-                piece = os.read(self.process.stdout.fileno(), 1 << 20)
+                piece, searched = os.read(self.process.stdout.fileno(), 1 << 20), len(self._rest)
                 self._rest += piece
                 if not piece or len(self._rest) > MOST_BYTES:
                     raise EOFError
-            line, self._rest = self._rest.split(b"\n", 1)
+            line, self._rest = self._rest[:at], self._rest[at + 1 :]
             try:
                 reply = json.loads(line)
             except (ValueError, RecursionError):
