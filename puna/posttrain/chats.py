@@ -1,7 +1,7 @@
 """Chats from JSONL to tokens."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from puna.log import Log
 from puna.recipe import Training
 from puna.text.chat import Chat, Message, Rendered, render
 from puna.text.tokenizer import Tokenizer
+from puna.train.batches import rng
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -35,5 +36,13 @@ def to_chat(line: dict[str, Any]) -> Chat:
     return Chat([Message.from_dict(message) for message in line["messages"]], tools=line.get("tools"))
 
 
-def read_chats(path: Path, tokenizer: Tokenizer) -> list[Rendered]:
-    return [render(to_chat(line), tokenizer) for line in read_jsonl(path)]
+def read_chats(
+    path: Path, tokenizer: Tokenizer, weights: Mapping[str, float] | None = None, seed: int = 0
+) -> list[Rendered]:
+    """The chats of a file, each as often as `weights` has its `source`: 2.5 is twice, and once more for every other."""
+    chats = []
+    for number, line in enumerate(read_jsonl(path)):
+        weight = (weights or {}).get(line.get("source", ""), 1.0)
+        times = int(weight) + int(rng(seed, "repeat", path.name, number).random() < weight % 1)
+        chats += [render(to_chat(line), tokenizer)] * times
+    return chats

@@ -162,7 +162,12 @@ def chats_of(problems: Sequence[Problem], drawn: Sequence[Drawn], tokenizer: Tok
         if not message.tool_calls and is_finished(each.responses[each.chosen], tokenizer):
             ended.append(each.problem)
     return [
-        {"messages": [message.to_dict() for message in chats[n].messages], "tools": [CALCULATOR.schema]} for n in ended
+        {
+            "source": "sampled",
+            "messages": [message.to_dict() for message in chats[n].messages],
+            "tools": [CALCULATOR.schema],
+        }
+        for n in ended
     ]
 
 

@@ -40,7 +40,7 @@ def _train(
     world: World, knobs: Sft, seed: int, base: Path, files: list[Path], out: Path, log: Log, rows: int | None
 ) -> None:
     tokenizer = Tokenizer.load(base)
-    chats = [chat for file in files for chat in read_chats(file, tokenizer)]
+    chats = [chat for file in files for chat in read_chats(file, tokenizer, knobs.weights, seed)]
     batches = PackedChats(chats, knobs.seq_len, tokenizer.pad_id, knobs.epochs, seed)
     if rows is not None:
         epochs = ceil(rows / len(batches.bins))

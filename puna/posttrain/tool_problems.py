@@ -170,7 +170,7 @@ def dialogues(problems: Sequence[Problem], count: int, most: int, seed: int, too
         chosen = [problems[int(order[i % len(order)])] for i in range(at, at + n)]
         at += int(n)
         messages = [message.to_dict() for problem in chosen for message in solution(problem, tool)]
-        made.append({"messages": messages} | ({"tools": [CALCULATOR.schema]} if tool else {}))
+        made.append({"source": "rules", "messages": messages} | ({"tools": [CALCULATOR.schema]} if tool else {}))
     return made
 
 

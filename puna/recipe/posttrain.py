@@ -43,9 +43,18 @@ class Sft(Training):
     seq_len: int = Field(8192, ge=8)
     batch_rows: int = Field(64, ge=1)
     epochs: int = Field(2, ge=1)
+    weights: dict[str, float] = {}
+    """How many times in an epoch a chat is read, by its `source`; 1 if it is not named. The paper repeats sources of
+    high quality and reads a part of others (section 4.3)."""
     peak_lr: float = Field(1e-5, gt=0)
     """Section 4.1.3."""
     warmup_steps: int = Field(100, ge=0)
+
+    @model_validator(mode="after")
+    def weights_are_not_negative(self) -> "Sft":
+        if odd := {name: weight for name, weight in self.weights.items() if weight < 0}:
+            raise ValueError(f"weights={odd}: a source is read 0 times or more")
+        return self
 
 
 class Reward(Training):

@@ -20,6 +20,22 @@ def test_a_chat_is_learnt_on_the_assistants_tokens(tokenizer: Tokenizer, tmp_pat
     assert "Environment: ipython" in tokenizer.decode(second.ids)
 
 
+def test_a_source_is_read_as_often_as_its_weight_says(tokenizer: Tokenizer, tmp_path: Path):
+    sources = ["good"] * 10 + ["much"] * 400 + ["bad"] * 10 + [None] * 10
+    lines = [ANSWER | ({"source": source} if source else {}) for source in sources]
+    for number, line in enumerate(lines):
+        line["messages"] = [{"role": "user", "content": f"{line.get('source')} {number}"}, ANSWER["messages"][1]]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    weights = {"good": 3, "much": 0.25, "bad": 0}
+    found = [tokenizer.decode(ids) for ids, _ in read_chats(tmp_path / "chats.jsonl", tokenizer, weights, seed=1)]
+    counts = {name: sum(f"\n\n{name} " in text for text in found) for name in ("good", "much", "bad", "None")}
+    assert (counts["good"], counts["bad"], counts["None"]) == (30, 0, 10)
+    assert 70 < counts["much"] < 130
+    assert len(set(found)) == 20 + counts["much"]
+    again = [tokenizer.decode(ids) for ids, _ in read_chats(tmp_path / "chats.jsonl", tokenizer, weights, seed=1)]
+    assert again == found
+
+
 @pytest.mark.parametrize(
     ("line", "what"), [("{'a': 1}", "is not JSON"), ("[1]", "is not an object"), ("", "is not JSON")]
 )
