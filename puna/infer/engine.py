@@ -113,7 +113,10 @@ class Engine:
 
         Raises PunaError when the prompt is empty, holds what is no token, or could never fit.
         """
-        return self._add(prompt, sampling, number, OutputText(self.tokenizer, sampling.stop))
+        return self._add(prompt, sampling, number, self._text(sampling))
+
+    def _text(self, sampling: Sampling) -> OutputText:
+        return OutputText(self.tokenizer, () if sampling.ignore_stop else sampling.stop)
 
     def _add(self, prompt: Sequence[int], sampling: Sampling, number: int, text: OutputText | None) -> int:
         self._check(prompt, sampling)
@@ -295,7 +298,7 @@ class Engine:
         """`n` completions of each prompt: [prompts][n] token ids, the stop token included where one came.
 
         The i-th completion of a call draws from (seed, first + i): give `first` when a job is split into calls.
-        At most `batch` are under way at a time.
+        At most `batch` are under way at a time. For an engine without other requests: their outputs would be lost.
         """
         for prompt in prompts:
             self._check(prompt, sampling)
@@ -306,7 +309,7 @@ class Engine:
         try:
             while True:
                 while going < batch and (job := next(jobs, None)) is not None:
-                    text = OutputText(self.tokenizer, sampling.stop) if sampling.stop else None
+                    text = self._text(sampling) if sampling.stop else None  # else nobody reads it
                     place[self._add(job[0], sampling, job[1], text)] = job[1] - first
                     going += 1
                 if not going:

@@ -73,6 +73,8 @@ class Sampling:
         check("speculate", self.speculate in ("off", "ngram", "draft"), "off, ngram or draft")
         if self.json_schema is not None and self.regex is not None:
             raise PunaError("sampling.json_schema and sampling.regex exclude each other; drop one")
+        if self.ignore_stop and (self.json_schema is not None or self.regex is not None):
+            raise PunaError("sampling.ignore_stop goes on after a json_schema or regex has ended; drop one")
 
 
 @dataclass(frozen=True)

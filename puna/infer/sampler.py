@@ -15,11 +15,12 @@ from puna.infer.request import Sampling, TokenLogprob
 
 def choose(logits: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> list[int]:
     """The next token of each row from its logits [rows, vocab], fp32, and its number in [0, 1)."""
-    chosen = logits.argmax(-1)
     drawn = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
+    if len(drawn) == len(samplings):
+        return draw(probabilities(logits, samplings), uniforms).tolist()
+    chosen = logits.argmax(-1)
     if drawn:
-        everything = len(drawn) == len(samplings)
-        probs = probabilities(logits if everything else logits[drawn], [samplings[i] for i in drawn])
+        probs = probabilities(logits[drawn], [samplings[i] for i in drawn])
         chosen[drawn] = draw(probs, [uniforms[i] for i in drawn])
     return chosen.tolist()
 
@@ -52,11 +53,11 @@ def truncated(probs: Tensor, samplings: Sequence[Sampling]) -> Tensor:
 def draw(probs: Tensor, uniforms: Sequence[float]) -> Tensor:
     """For each row of weights [rows, vocab] the token at which its uniform number in [0, 1) falls, [rows]."""
     total = probs.double().cumsum(-1)
-    points = torch.tensor(uniforms, dtype=torch.float64, device=probs.device)[:, None] * total[:, -1:]
-    place = torch.searchsorted(total, points, right=True)
-    # rounding may lead past the last token with any weight: that token is meant
-    last = (total < total[:, -1:]).sum(-1, keepdim=True)
-    return torch.minimum(place, last)[:, 0]
+    whole = total[:, -1:].contiguous()
+    points = torch.tensor(uniforms, dtype=torch.float64, device=probs.device)[:, None] * whole
+    # rounding must not lead past the last token with any weight
+    points = torch.minimum(points, torch.nextafter(whole, torch.zeros_like(whole)))
+    return torch.searchsorted(total, points, right=True)[:, 0]
 
 
 def restricted(logits: Tensor, biases: Sequence[Mapping[int, float]], masks: Sequence[np.ndarray | None]) -> Tensor:

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from puna.errors import PunaError
 from puna.infer.engine import Engine, Sampling
+from puna.infer.grammar import Grammars
+from puna.text.tokenizer import Tokenizer
+from puna.text.tokenizer_files import special_names
 
 Make = Callable[..., Engine]
 SCHEMA = {
@@ -84,3 +88,22 @@ def test_what_cannot_be_followed_is_refused(make_engine: Make):
         with pytest.raises(PunaError, match=f"sampling.{next(iter(fields))}"):
             engine.add([1], Sampling(5, **fields))
     assert engine.waiting == 0
+
+
+def test_masks_are_as_wide_as_any_vocabulary():
+    tokenizer = Tokenizer(
+        {bytes([i]): i for i in range(256)} | {b"ab": 256, b"abc": 257, b"c!": 258}, special_names(16)
+    )
+    grammar = Grammars(tokenizer)(Sampling(regex="[ab]{2}c"))
+    assert grammar is not None
+    first, *after = grammar.masks([256, 99, 5])
+    assert first is not None
+    assert len(first) == 275
+    assert np.flatnonzero(first).tolist() == [ord("a"), ord("b"), 256, 257]
+    assert [mask if mask is None else np.flatnonzero(mask).tolist() for mask in after] == [
+        [ord("c")], sorted(tokenizer.stop_ids), None,
+    ]  # fmt: skip
+    grammar.push(257)
+    assert [np.flatnonzero(mask).tolist() for mask in grammar.masks([]) if mask is not None] == [
+        sorted(tokenizer.stop_ids)
+    ]

@@ -79,7 +79,8 @@ def test_stop_tokens_end_the_output_unless_they_are_ignored(make_engine: Make):
     assert engine.generate([prompt(8)], Sampling(12, stop_ids=(second,)))[0][0] == [first, second]
     engine.tokenizer.stop_ids = [first]
     assert engine.generate([prompt(8)], Sampling(12)) == [[[first]]]
-    assert len(engine.generate([prompt(8)], Sampling(12, ignore_stop=True, stop_ids=(second,)))[0][0]) == 12
+    on = Sampling(12, ignore_stop=True, stop_ids=(second,), stop=("a", "e", "\ufffd"))
+    assert len(engine.generate([prompt(8)], on)[0][0]) == 12
 
 
 def expected(engine: Engine, ids: Sequence[int]) -> torch.Tensor:
@@ -237,3 +238,5 @@ def test_what_cannot_be_served_is_refused_when_it_is_added(make_engine: Make):
             Sampling(**fields)
     with pytest.raises(PunaError, match="exclude each other"):
         Sampling(json_schema="{}", regex="a")
+    with pytest.raises(PunaError, match=r"sampling.ignore_stop goes on"):
+        Sampling(ignore_stop=True, regex="a")
