@@ -108,7 +108,8 @@ def round_up(n: int) -> int:
 
 def _huge_pages(size: int) -> Tensor:
     """Memory in pages of 2 MB where the kernel gives them: with 4 KB pages, streaming weights takes a tenth longer."""
-    buffer = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        buffer.madvise(mmap.MADV_HUGEPAGE)
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8)
+    buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory would get none
+    buffer.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(buffer, dtype=torch.uint8)
