@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from puna.errors import PunaError
 from puna.log import Log
 from puna.model.weights import read_json
 from puna.posttrain import dpo, reward, sft
@@ -66,6 +67,8 @@ class Rounds:
     def __init__(self, recipe: Recipe, inputs: dict[str, Path], steps: Steps, log: Log) -> None:
         self.recipe, self.knobs, self.seed, self.steps, self.log = recipe, recipe.posttrain, recipe.seed, steps, log
         self.base, self.data = inputs["pretrain"], inputs["synthesize"]
+        if not (self.data / "call_sft.jsonl").is_file():
+            raise PunaError("the rounds begin with chats of calls, and there are none; give synthesize.call_chats")
         self.prompts, self.validation, self.held_out = (
             list(read_jsonl(self.data / f"call_{name}.jsonl")) for name in ("prompts", "validation", "held_out")
         )
@@ -90,7 +93,7 @@ class Rounds:
         entry["sample"] = self.steps.make(f"{name}/sample", partial(self.sample, kept.step, problems, number))
         entry["held_out"] = self.steps.make(f"{name}/held-out", partial(self.sample, kept.step, self.validation, 0))
         self.pairs.append(self.steps[f"{name}/sample"] / "pairs.jsonl")
-        entry |= self.make_reward(name)
+        entry["reward"] = self.make_reward(name)
         entry["chosen"] = self.steps.make(f"{name}/chosen", partial(self.choose, name, kept.step, problems, number))
         self.chats.append(self.steps[f"{name}/chosen"] / "chats.jsonl")
         after_sft, entry["sft"] = self.best(f"{name}/sft", self.recipe.sft, self.train_sft, kept)
@@ -186,7 +189,7 @@ class Rounds:
         passed = kept is None or best.score["value"] > kept.score["value"]
         return best if kept is None or passed else kept, {"candidates": found, "passed": passed}
 
-    def make_reward(self, name: str) -> dict[str, Any]:
+    def make_reward(self, name: str) -> dict[str, Any] | None:
         """The reward model of a round, the best on held-out pairs of the models it came from; or none."""
         held_out, knobs = self.steps[f"{name}/held-out"] / "pairs.jsonl", self.recipe.reward
         pairs, tested = read_pairs(*self.pairs), read_pairs(held_out)
@@ -195,12 +198,12 @@ class Rounds:
                 f"no new reward model in {name}: {len(pairs)} preferences, {len(tested)} held-out ones, a step takes "
                 f"{knobs.batch_rows} rows; raise synthesize.call_prompts, posttrain.pairs_per_prompt or reward.epochs"
             )
-            return {}
+            return None
         judge = partial(self.judge_reward, held_out)
         found = self.candidates(f"{name}/reward", self.recipe.reward, self.train_reward, judge)
         top = max(found, key=lambda each: each["score"]["value"])
         self.reward = top["step"]
-        return {"reward": {"candidates": found, "kept": {"step": top["step"], "score": top["score"]}}}
+        return {"candidates": found, "kept": {"step": top["step"], "score": top["score"]}}
 
     def draws(self, *item: str | int) -> int:
         """A seed for one purpose."""
@@ -263,7 +266,7 @@ class Rounds:
 
     def train_control(self, out: Path, log: Log) -> dict[str, Any]:
         """SFT on the first chats alone, with as many tokens as all training of the rounds had."""
-        entries = [entry[stage] for entry in self.ledger for stage in ("sft", "reward", "dpo") if stage in entry]
+        entries = [entry[stage] for entry in self.ledger for stage in ("sft", "reward", "dpo") if entry.get(stage)]
         trained = [each["trained"] for entry in entries for each in entry["candidates"] if "trained" in each]
         tokens = sum(
             value["value"] for metrics in trained for name, value in metrics.items() if name.endswith("tokens")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from puna.errors import PunaError
 from puna.log import Log
 from puna.posttrain import rounds, sample, steps
 from puna.posttrain.tool_problems import KINDS, dialogues, problems
@@ -82,7 +83,7 @@ def test_the_ledger_says_what_was_trained_measured_and_kept(
         assert (entry["best"]["step"], entry["best"]["score"]["value"]) == kept
         rates = [each["peak_lr"] for each in entry["sft"]["candidates"] if "peak_lr" in each]
         assert rates == [1e-3, 5e-4]
-        if "reward" in entry:
+        if entry["reward"]:
             found = candidates(entry, "reward")
             assert entry["reward"]["kept"]["score"]["value"] == max(found.values())
     best = tmp_path / "work" / "steps" / ledger[-1]["best"]["step"]
@@ -137,6 +138,13 @@ def test_a_kill_in_any_step_leaves_what_a_restart_completes(
     steps_of = (files(tmp_path / name / "work" / "steps") for name in ("killed", "straight"))
     assert next(steps_of) == next(steps_of)
     assert not list((tmp_path / "killed" / "work" / "steps" / ".partial").iterdir())
+
+
+def test_without_chats_of_calls_the_rounds_say_what_to_give(
+    model_folder: Path, make_recipe: MakeRecipe, tmp_path: Path
+):
+    with pytest.raises(PunaError, match=r"give synthesize\.call_chats"):
+        make(tmp_path, {"pretrain": model_folder, "synthesize": tmp_path}, make_recipe(**KNOBS))
 
 
 def test_a_training_step_goes_on_at_its_checkpoint(tmp_path: Path):
