@@ -13,7 +13,7 @@ class Haystacks:
     """Rows of `batches`, of which about a `share` are made into haystacks, each of its own text as one document.
 
     Which rows and where their needles lie depends on the seed and the row's number, so the row number stays the whole
-    state of the loader. A row gets any number of needles from one to the most that leave half of it to text. The keys and
+    state of the loader. A row gets any number of needles from one to the most that leave half of it to text. Keys and
     values are not learnt where nothing foretells them.
     """
 
