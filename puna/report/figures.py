@@ -264,7 +264,7 @@ def heat_map(
             x, known = left + number * room, not math.isnan(share)
             box = '<rect class="cell series1" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}" fill-opacity="{:.2f}"/>'
             parts.append(Markup(box).format(x, y, room - 1, LINE, 0.04 + 0.76 * share if known else 0))
-            parts.append(_text(x + room / 2, y + 13, f"{100 * share:.0f}" if known else "–", "middle"))
+            parts.append(_text(x + room / 2, y + 13, f"{100 * share:.0f}" if known else "–", "middle", "strong"))
     bottom = top + len(rows) * (LINE + 1)
     parts += [_text(left + (n + 0.5) * room, bottom + 14, column, "middle") for n, column in enumerate(columns)]
     parts.append(_text((left + width) / 2, bottom + 30, x_label, "middle"))

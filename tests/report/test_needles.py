@@ -37,7 +37,7 @@ def test_every_examination_has_a_map(run: Run):
     assert section["maps"][0]["shares"] == {512: 1.0, 1024: 5 / 12, 2048: 1 / 6}
     assert section["maps"][2]["change"] == pytest.approx(-0.005)
     first, second = (str(each["figure"]) for each in section["maps"][:2])
-    shown = re.findall(r'middle" class="">([\d–]+)</text>', first)
+    shown = re.findall(r'class="strong">([\d–]+)</text>', first)
     assert shown == ["100", "0", "0", "100", "25", "0", "100", "100", "50"]  # by depth, then by length
     assert second.count(">–<") == 3  # 2,048 was not examined
     assert all(size in first for size in (">0.5K<", ">1K<", ">2K<", ">0%<", ">50%<", ">100%<"))
