@@ -94,7 +94,7 @@ class Interpreter:
             self._interrupted = False
             try:
                 sandbox.signal(signal.SIGCONT)
-                sandbox.send(request)
+                sandbox.send(request, self.limits.seconds)
                 reply = sandbox.receive(self.limits.seconds)
                 note = "the call was interrupted" if self._interrupted else ""
                 if reply is None:

@@ -232,6 +232,31 @@ def test_an_endless_reply_ends(python: Interpreter, monkeypatch: pytest.MonkeyPa
     assert LOST in python.run(f"{EVERYWHERE}while True: write(bytes(65536))").text
 
 
+def test_an_interpreter_that_takes_no_request_is_killed(short: Interpreter):
+    forge = "for number in range(50): write(b'{\"number\": %d}\\n' % number)"
+    short.run(f"{EVERYWHERE}import signal\nsignal.signal(2, signal.SIG_IGN)\n{forge}\nwhile True: pass")
+    with pytest.raises(PunaError, match="variables and files are gone"):
+        short.put_file("big", bytes(1 << 20))
+    assert "NameError" in short.run("kept").text
+
+
+def test_a_forked_process_makes_its_own(any_way: None):
+    code = """
+import os
+from puna.tools.python import Interpreter
+python = Interpreter()
+python.run("1")
+child = os.fork()
+other = Interpreter() if child == 0 else python
+print(other.run("6 * 7").text, flush=True)
+other.close()
+if child == 0: os._exit(0)
+os.waitpid(child, 0)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["42", "42"], done.stderr
+
+
 def test_a_reply_that_is_no_file(python: Interpreter):
     python.run(EVERYWHERE + "for number in range(200): write(b'{\"number\": %d}\\n' % number)")
     with pytest.raises(PunaError, match=r"x\.txt: the interpreter gives no file"):

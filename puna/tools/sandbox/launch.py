@@ -45,6 +45,15 @@ _FIRST_USER, _USERS = 0x70000000, 0x0FFFFFFF
 _launcher = ThreadPoolExecutor(1, "sandbox")
 
 
+def _new_launcher() -> None:
+    """A forked process has no threads but one."""
+    global _launcher
+    _launcher = ThreadPoolExecutor(1, "sandbox")
+
+
+os.register_at_fork(after_in_child=_new_launcher)
+
+
 @dataclass(frozen=True)
 class Limits:
     """Of one conversation's Python; ours.
@@ -80,12 +89,16 @@ class Sandbox:
         self.process, self.inside, self._rest = process, inside, bytearray()
         self._number = 0
 
-    def send(self, request: dict[str, Any]) -> None:
-        """Hand over a request; BrokenPipeError if the worker is gone."""
+    def send(self, request: dict[str, Any], seconds: float) -> None:
+        """Hand over a request; BrokenPipeError if the worker is gone, EOFError if it does not take it in time."""
         assert self.process.stdin
         self._number += 1
-        self.process.stdin.write(json.dumps(request | {"number": self._number}).encode() + b"\n")
-        self.process.stdin.flush()
+        end = time.monotonic() + seconds
+        rest = memoryview(json.dumps(request | {"number": self._number}).encode() + b"\n")
+        while rest:
+            if not select.select([], [self.process.stdin], [], max(0.0, end - time.monotonic()))[1]:
+                raise EOFError
+            rest = rest[os.write(self.process.stdin.fileno(), rest) :]
 
     def receive(self, seconds: float) -> dict[str, Any] | None:
         """The reply to the last request, or None when the time is over; EOFError if the worker is gone or talks rot."""
@@ -171,6 +184,7 @@ def _start(way: Way, limits: Limits, python: str) -> Sandbox:
     sandbox = Sandbox(process, numbers.get("child-pid", process.pid))
     with suppress(EOFError):
         if sandbox.receive(START_SECONDS) == {"ready": True}:
+            os.set_blocking(sandbox.process.stdin.fileno(), False)  # pyright: ignore[reportOptionalMemberAccess]
             if way == "bwrap":  # whose process 1 is its own: it may be killed by its parent, which the worker may not
                 sandbox.inside = int(Path(f"/proc/{sandbox.inside}/task/{sandbox.inside}/children").read_text())
             return sandbox

@@ -26,7 +26,7 @@ IMAGES, IMAGE_BYTES = 8, 8 << 20
 
 
 class Worker:
-    """Runs requests; `namespace` is what the code's statements share.
+    """Runs requests; the code's statements share one module, `__main__`.
 
     Args:
         output: a file in memory for what the code writes.
