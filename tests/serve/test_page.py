@@ -417,5 +417,5 @@ def test_no_text_makes_markdown_slow(page: Any):
         }""",
         sources,
     )
-    # a hundred milliseconds for the slowest; the bound tells a hang, not a speed
+    # a third of a second for the slowest; the bound tells a hang, not a speed
     assert max(milliseconds) < 60_000, [round(x) for x in milliseconds]

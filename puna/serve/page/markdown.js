@@ -160,7 +160,7 @@ const INLINE = [
   [/\*(?=[^\s*])([^*]{0,2000}[^\s*])\*(?!\*)/, (found, depth) => el("em", {}, ...inline(found[1], depth + 1))],
   [/(?<![\p{L}\p{N}_])_(?=[^\s_])([^_]{0,2000}[^\s_])_(?![\p{L}\p{N}_])/u, (found, depth) => el("em", {}, ...inline(found[1], depth + 1))],
   [/~~(?=\S)([\s\S]{0,2000}?\S)~~/, (found, depth) => el("del", {}, ...inline(found[1], depth + 1))],
-  [/ {2,}\n|\\\n/, () => el("br")],
+  [/(?<! ) {2,}\n|\\\n/, () => el("br")],
 ];
 
 function inline(text, depth = 0) {
