@@ -9,6 +9,7 @@ machine (pip builds it from source); the GGUF files are those that puna exports.
 """
 
 import argparse
+import importlib
 import statistics
 import sys
 import tempfile
@@ -85,7 +86,7 @@ def puna(folder: Path, precision: str) -> dict[str, Task]:
 
 
 def llama_cpp(folder: Path, form: str) -> dict[str, Task]:
-    import llama_cpp as api  # pyright: ignore[reportMissingImports]
+    api: Any = importlib.import_module("llama_cpp")
 
     path = folder / f"{form}.gguf"
     if not path.exists():
@@ -183,7 +184,9 @@ def report(found: dict[tuple[str, str], list[float]]) -> None:
     names, titles = list(dict.fromkeys(n for _, n in found)), list(dict.fromkeys(t for t, _ in found))
     print(f"| tokens per CPU-second | {' | '.join(titles)} |\n|{'---|' * (len(titles) + 1)}")
     for name in names:
-        print(f"| {name} | {' | '.join(spread(found[title, name], 0 if title != titles[1] else 1) for title in titles)} |")
+        print(
+            f"| {name} | {' | '.join(spread(found[title, name], 0 if title != titles[1] else 1) for title in titles)} |"
+        )
     print("\n| | ratio | goal |\n|---|---|---|")
     for title, ours, peers, goal in GOALS:
         there = [peer for peer in peers if (title, peer) in found]
@@ -203,7 +206,9 @@ def main() -> None:
     torch.manual_seed(0)
     contestants = {}
     with tempfile.TemporaryDirectory() as folder:
-        for table, make in ((PUNA, puna), (LLAMA_CPP, llama_cpp), (TRANSFORMERS, transformers)):
+        makers: list[tuple[dict[str, Any], Callable[[Path, Any], dict[str, Task]]]]
+        makers = [(PUNA, puna), (LLAMA_CPP, llama_cpp), (TRANSFORMERS, transformers)]
+        for table, make in makers:
             for name in [name for name in table if name in options.only]:
                 try:
                     contestants[name] = make(Path(folder), table[name])
