@@ -17,6 +17,8 @@ from puna.model.llama import Llama
 from puna.model.weights import empty_model
 from puna.parallel.checkpoint import PartsCheckpoints, load_parts
 from puna.parallel.context import View, apply_context_parallel
+from puna.parallel.flex import BlockView, apply_flex
+from puna.parallel.float8 import apply_float8
 from puna.parallel.mesh import check, fsdp_mesh, make_mesh
 from puna.parallel.pipeline import Part, Pipeline, micro_batches_of
 from puna.parallel.place import local, where
@@ -44,11 +46,12 @@ class Parts:
         if not dist.is_initialized():
             dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
         self.model, self.loss, self.world, self.micro_rows = model, loss, world, options.micro_rows
-        self.dtype = training_dtype(options, world.device)
+        self.dtype, self.float8 = training_dtype(options, world.device), options.float8
         kind = world.device.type  # "meta": to see whether a layout fits, without its memory
         self.mesh = make_mesh(self.layout, "cpu" if kind == "meta" else kind)
         self.share = (self.mesh.get_local_rank("dp"), self.mesh["dp"].size())
-        self.view = View(self.layout.cp, self.mesh.get_local_rank("cp"))
+        view = BlockView if kind == "cuda" else View
+        self.view = view(self.layout.cp, self.mesh.get_local_rank("cp"))
         shell = empty_model(model.config)
         self.pipeline = Pipeline(shell, self.mesh["pp"], self.layout, self.view) if self.layout.pp > 1 else None
         whole = range(model.config.layers)
@@ -62,6 +65,10 @@ class Parts:
         model.to("meta")
 
     def _cut(self, part: Part, compiled: bool) -> None:
+        if isinstance(self.view, BlockView):
+            apply_flex(part)
+        if self.float8:
+            apply_float8(part)
         if self.layout.cp > 1:
             apply_context_parallel(part, self.mesh["cp"])
         if self.layout.tp > 1:

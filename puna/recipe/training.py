@@ -64,6 +64,8 @@ class Training(Knobs):
     """Gradients are scaled down to this norm. The paper gives no value."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the matrix products; auto is bf16 where the hardware has it. Weights and sums stay fp32."""
+    float8: bool = False
+    """The layers' matrix products in FP8 with a scale for each tensor (needs torchao; for GPUs from the H100 on)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on where a C++ compiler (CPU) or Triton (GPU) is found."""
     processes: PositiveInt | Literal["auto"] = "auto"

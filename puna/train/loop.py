@@ -146,11 +146,12 @@ def read(
 
 def make_trainee(model: Llama, loss: Loss, options: Training, world: World) -> Trainee:
     compiled = use_compile(options, world.device)
-    if options.layout.is_plain and world.device.type == "cpu":
+    if options.layout.is_plain and not options.float8 and world.device.type == "cpu":
         return Whole(model, loss, options, world, compiled)
     from puna.parallel.parts import Parts
 
-    return Parts(model, loss, options, world, compiled)
+    # On a CPU only where it is asked for: Inductor's C++ for single layers failed to compile when tried (torch 2.13).
+    return Parts(model, loss, options, world, compiled and (world.device.type != "cpu" or options.compile == "on"))
 
 
 def go_back(step: int, checkpoints: Checkpoints, guard: Guard, options: Training, name: str, found: str) -> None:
