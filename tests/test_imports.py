@@ -9,7 +9,10 @@ import puna
 ROOT = Path(puna.__file__).parent
 SHARED = {"model", "text", "train", "parallel", "infer", "tools", "recipe", "errors", "log", "machine", "run", "score"}
 STAGES = {"corpus", "scaling", "pretrain", "posttrain", "evals", "report"}
-REFERENCES = {"transformers", "llama_models", "accelerate", "trl", "pytest", "hypothesis"}
+REFERENCES = {
+    *("transformers", "llama_models", "accelerate", "trl", "peft", "lm_eval", "gguf"),
+    *("pytest", "hypothesis", "schemathesis", "openai", "playwright"),
+}
 """What parity is tested against is never needed to run."""
 
 
