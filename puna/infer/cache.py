@@ -7,6 +7,7 @@ holds stays known until its room is needed; the one that was let go of first goe
 """
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -23,6 +24,9 @@ BLOCK = 16
 def new_cache(config: LlamaConfig, blocks: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Keys and values [layers, 2, blocks, BLOCK, kv_heads, head_dim]. On a CPU, memory is taken only as it is used."""
     shape = (config.layers, 2, blocks, BLOCK, config.kv_heads, config.head_dim)
+    if device.type == "cpu":  # numpy leaves it to the system to fill pages with zeros, PyTorch does so itself
+        zeros = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+        return torch.from_numpy(zeros).view(dtype).view(shape)
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
