@@ -223,7 +223,7 @@ def find_model(path: Path) -> Path:
         return path
     if (path / "recipe.toml").is_file():
         job = Run.open(path)
-        for name in ("dpo", "sft", "pretrain"):
+        for name in ("rounds", "dpo", "sft", "extend", "pretrain"):
             if job.manifest(name):
                 return job.folder / name
         raise PunaError(f"the run {path} has no model yet; `puna status {path}` shows how far it is")
