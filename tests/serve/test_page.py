@@ -280,7 +280,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(page: Any, engine: Likely):
     say(page, "z" * 300)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.evaluate("document.getElementById('scroller').scrollWidth <= 360")
-    assert not page.locator("#new").is_visible()
+    page.locator("#new").wait_for(state="hidden")
     page.click("#open-chats")
     page.click("#new")
     page.wait_for_selector(".welcome")

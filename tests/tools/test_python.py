@@ -180,7 +180,15 @@ def test_conversations_are_apart(way: Way):
             assert len(users | {"0"}) == 3
 
 
-def test_an_interrupt_of_the_program_ends_the_call(any_way: None):
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Also where the tests run in the background of a shell, which lets them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_of_the_program_ends_the_call(any_way: None, interruptible: None):
     with Toolbox(python=Limits()) as toolbox:
         toolbox.run([ToolCall("code_interpreter", {"code": "kept = 1"})])
         threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()

@@ -116,6 +116,7 @@ def test_sigterm_saves_and_stops_and_loses_nothing(
     make_model: MakeModel, make_options: MakeOptions, random_rows: Any, tmp_path: Path
 ):
     found = []
+    before = signal.getsignal(signal.SIGTERM)
     for name in ("straight", "stopped"):
         model, log = make_model(), Log(tmp_path / name / "log", "test")
         arguments = (NextToken(), make_options(checkpoint_seconds=1e9), World(), tmp_path / name, log, "test")
@@ -127,7 +128,7 @@ def test_sigterm_saves_and_stops_and_loses_nothing(
         train(model, random_rows(32), *arguments)
         found.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
     assert torch.equal(*found)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 HANGING = """
