@@ -39,5 +39,5 @@ def find_needles(
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             hidden = model.hidden(torch.from_numpy(made.tokens)[None].to(device))[0]
             likeliest = model.lm_head(hidden[torch.from_numpy(made.answers - 1).to(device)]).argmax(-1)
-        found[place] = likeliest.cpu().numpy() == made.tokens[made.answers]
+        found[place, made.asked] = likeliest.cpu().numpy() == made.tokens[made.answers]
     return found

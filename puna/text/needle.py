@@ -1,9 +1,10 @@
 """Needles in a haystack: facts hidden in a long text, asked for at its end.
 
-A needle is a line that ties a key to a value, all of words; the key alone, at the end of the text, asks for the value.
+A needle is a line `Remember KEY VALUE.`; at the end of the text, after `Remember`, the key alone asks for the value.
 The words are single entries of the vocabulary at hand, so a model of a million weights can learn the task; only one
 that finds the needle can answer it, since keys and values are drawn anew for every haystack and a key occurs nowhere
-else in it. Several needles share a haystack, which makes them harder to tell apart and one pass measure many depths.
+else in its text. Several needles share a haystack, which makes them harder to tell apart and one pass measure many
+depths.
 
 The paper evaluates with one needle (section 3.4.2) and with four (section 5.2.6) and does not give their form: this
 one is ours.
@@ -32,7 +33,9 @@ class Haystack:
     tokens: np.ndarray
     """[length] int64, beginning with begin_of_text"""
     answers: np.ndarray
-    """[needles] int64: where the value of each needle stands as the answer to its question"""
+    """[questions] int64: where the answers stand, each after the key that asks for it"""
+    asked: np.ndarray
+    """[questions] int64: the needle that each question is for, as the depths are counted"""
     depths: np.ndarray
     """[needles] float: where each needle lies in the text, from 0 (first) to 1 (last)"""
     hidden: np.ndarray
@@ -57,48 +60,54 @@ class NeedleMaker:
 
     @property
     def needle_tokens(self) -> int:
-        """Tokens of a needle, and of the question for it with its answer."""
+        """Tokens of a needle."""
         return len(self.lead) + 2 + len(self.end)
 
     def make(
-        self, text: np.ndarray, length: int, depths: Sequence[float] | np.ndarray, random: np.random.Generator
+        self,
+        text: np.ndarray,
+        length: int,
+        depths: Sequence[float] | np.ndarray,
+        random: np.random.Generator,
+        repeats: int = 1,
     ) -> Haystack:
         """A haystack of exactly `length` tokens: the beginning of `text`, its documents joined to one, or the text over
-        and over where it is too short; with a needle at each depth. PunaError when the needles do not fit."""
+        and over where it is too short; with a needle at each depth. Each is asked for so many times, in random order.
+        PunaError when the needles do not fit."""
         count, size = len(depths), self.needle_tokens
-        room = length - 1 - 2 * count * size
+        questions = 2 * count * repeats
+        room = length - 1 - count * size - len(self.lead) - questions
         text = text[(text != self.bos_id) & (text != self.eos_id)]
         if count > MOST:
             raise PunaError(f"{count} needles are too many for one haystack: at most {MOST}")
         if room < 0 or (room and not len(text)):
-            raise PunaError(f"{count} needles of {size} tokens, asked for, do not fit into {length:,} tokens of text")
+            raise PunaError(
+                f"{count} needles of {size} tokens, each asked for {repeats}x, do not fit into {length:,} tokens"
+            )
         text = np.resize(text, room)
+        keys, values = self._pairs(text, count, random)
+        places = np.rint(np.asarray(depths) * room).astype(int)
+        order = np.argsort(places, kind="stable")
+        asked = random.permuted(np.tile(np.arange(count), repeats))
+
+        parts, at = [np.array([self.bos_id])], 0
+        for number in order:
+            parts += [text[at : places[number]], self.lead, keys[number, None], values[number, None], self.end]
+            at = places[number]
+        pairs = np.stack([keys[asked], values[asked]], axis=1).flatten()
+        tokens = np.concatenate([*parts, text[at:], self.lead, pairs]).astype(np.int64)
+
+        told = 1 + places[order] + np.arange(count) * size + len(self.lead)
+        answers = np.arange(length - questions, length, 2) + 1
+        hidden = np.zeros(length, bool)
+        hidden[np.concatenate([told, told + 1, answers - 1])] = True
+        return Haystack(tokens, answers, asked, np.asarray(depths, float), hidden)
+
+    def _pairs(self, text: np.ndarray, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """So many keys that are not in the text, and their values."""
         free = self.words[~np.isin(self.words, text)]
         if len(free) < count:  # a long text of a small vocabulary: its rarest words must do
             seen = np.bincount(text, minlength=self.words.max() + 1)[self.words]
             free = self.words[np.argsort(seen, kind="stable")[:count]]
         keys = random.permutation(free)[:count]
-        values = random.choice(np.setdiff1d(self.words, keys), count)
-        lines = [np.concatenate([self.lead, pair, self.end]) for pair in zip(keys, values)]
-
-        places = np.rint(np.asarray(depths) * room).astype(int)
-        order = np.argsort(places, kind="stable")
-        parts, at = [np.array([self.bos_id])], 0
-        for number in order:
-            parts += [text[at : places[number]], lines[number]]
-            at = places[number]
-        parts.append(text[at:])
-        asked = random.permutation(count)
-        tokens = np.concatenate([*parts, *(lines[number] for number in asked)]).astype(np.int64)
-
-        key_at = len(self.lead)
-        hidden = np.zeros(length, bool)
-        for rank, number in enumerate(order):
-            start = 1 + places[number] + rank * size + key_at
-            hidden[start : start + 2] = True
-        answers = np.zeros(count, np.int64)
-        for rank, number in enumerate(asked):
-            start = length - (count - rank) * size + key_at
-            hidden[start] = True
-            answers[number] = start + 1
-        return Haystack(tokens, answers, np.asarray(depths, float), hidden)
+        return keys, random.choice(np.setdiff1d(self.words, keys), count)

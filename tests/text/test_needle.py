@@ -30,31 +30,35 @@ def test_a_haystack_reads_as_it_should(needles: NeedleMaker, word_tokenizer: Tok
     assert len(made.tokens) == 200
     words = word_tokenizer.decode(made.tokens.tolist())
     facts = re.findall("\nRemember( [a-z]{3} [a-z]{3})\\.", words)
-    assert sorted(facts[:3]) == sorted(facts[3:])
+    assert len(facts) == 3
     assert words.startswith("<|begin_of_text|>\nRemember" + facts[0])
-    assert words.endswith("".join(f"\nRemember{fact}." for fact in facts[2:]))  # the last needle ends the text
+    told, questions = words.rsplit("\nRemember", 1)
+    assert told.endswith(facts[2] + ".")  # the last needle ends the text
+    assert sorted(re.findall(" [a-z]{3} [a-z]{3}", questions)) == sorted(facts)
+    assert len(questions) == sum(map(len, facts))
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(300, 900), st.integers(0, 99))
-def test_every_answer_stands_once_before_its_question(
-    needles: NeedleMaker, depths: list[float], length: int, seed: int
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(300, 900), st.integers(1, 5), st.integers(0, 99))
+def test_every_answer_stands_once_in_the_text(
+    needles: NeedleMaker, depths: list[float], length: int, repeats: int, seed: int
 ):
-    made = needles.make(text(1000, seed), length, depths, np.random.default_rng(seed))
-    tokens = made.tokens
+    made = needles.make(text(1000, seed), length, depths, np.random.default_rng(seed), repeats)
+    tokens, count = made.tokens, len(depths)
     assert len(tokens) == length
     assert not (tokens[1:] == needles.bos_id).any()
-    asked_from = length - len(depths) * needles.needle_tokens
-    for depth, place in zip(made.depths, made.answers):
-        assert place > asked_from
+    assert np.bincount(made.asked).tolist() == [repeats] * count
+    assert made.answers.tolist() == list(range(length - 2 * count * repeats + 1, length, 2))
+    asked_from = length - len(needles.lead) - 2 * count * repeats
+    for number, place in zip(made.asked, made.answers):
         key, value = tokens[place - 1], tokens[place]
         [told] = np.flatnonzero(tokens[:asked_from] == key)  # a key is nowhere else
         assert tokens[told + 1] == value
-        around = 1 + depth * (asked_from - 1 - len(depths) * needles.needle_tokens)
-        assert 0 <= told - around <= len(depths) * needles.needle_tokens
+        around = 1 + made.depths[number] * (asked_from - 1 - count * needles.needle_tokens)
+        assert 0 <= told - around <= count * needles.needle_tokens
         assert made.hidden[[told, told + 1, place - 1]].all()
         assert not made.hidden[place]
-    assert made.hidden.sum() == 3 * len(depths)
+    assert made.hidden.sum() == (2 + repeats) * count
 
 
 def test_draws_depend_on_the_generator_alone(needles: NeedleMaker):
@@ -67,13 +71,13 @@ def test_a_text_too_short_is_repeated_and_one_full_of_words_has_its_rarest_for_k
     made = needles.make(text(40), 400, [0.5], np.random.default_rng(0))
     assert len(made.tokens) == 400
     common = np.concatenate([needles.words, needles.words[5:]])
-    length = len(common) + 1 + 2 * 5 * needles.needle_tokens
+    length = len(common) + 1 + 5 * needles.needle_tokens + len(needles.lead) + 2 * 5
     made = needles.make(common, length, [0, 0.25, 0.5, 0.75, 1], np.random.default_rng(0))
     assert set(made.tokens[made.answers - 1]) == set(needles.words[:5])
 
 
 def test_what_cannot_be_made_is_named(needles: NeedleMaker):
-    with pytest.raises(PunaError, match=r"9 needles of \d+ tokens, asked for, do not fit into 100 tokens"):
+    with pytest.raises(PunaError, match=r"9 needles of 12 tokens, each asked for 1x, do not fit into 100 tokens"):
         needles.make(text(300), 100, [0.5] * 9, np.random.default_rng(0))
     with pytest.raises(PunaError, match="17 needles are too many for one haystack: at most 16"):
         needles.make(text(3000), 2000, [0.5] * 17, np.random.default_rng(0))
