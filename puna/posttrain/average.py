@@ -17,7 +17,8 @@ from puna.errors import PunaError
 def average(folders: Sequence[Path], out: Path) -> None:
     """Write the mean of the weights of Hugging Face directories, taken in fp32 and kept in the first one's dtype.
 
-    All else (configuration, tokenizer) is copied from the first. PunaError when the models are not of one shape.
+    All other files (configuration, tokenizer) are copied from the first; adapters, in a folder, are not. PunaError when
+    the models are not of one shape.
     """
     out.mkdir(parents=True, exist_ok=True)
     weights = sorted(path.name for path in folders[0].glob("*.safetensors"))
@@ -27,7 +28,7 @@ def average(folders: Sequence[Path], out: Path) -> None:
         tensors, metadata = mean_of([folder / name for folder in folders])
         save_file(tensors, out / name, metadata)
     for path in folders[0].iterdir():
-        if path.name not in (*weights, "manifest.json"):
+        if path.is_file() and path.name not in (*weights, "manifest.json"):
             shutil.copyfile(path, out / path.name)
 
 

@@ -17,6 +17,7 @@ from puna.errors import PunaError
 from puna.infer.engine import Engine, Sampling
 from puna.infer.pool import run_jobs
 from puna.log import Log
+from puna.model.lora import add_adapters, finish_adapters
 from puna.model.weights import load_hf
 from puna.posttrain.chats import read_jsonl, trained_tokens
 from puna.posttrain.preferences import Pair, pair_lines, read_pairs
@@ -185,7 +186,7 @@ def save_reference(batches: Preferences, model_folder: Path, path: Path, log: Lo
 def _train(world: World, knobs: Dpo, seed: int, base: Path, path: Path, out: Path, log: Log) -> None:
     work, tokenizer = work_folder(out), Tokenizer.load(base)
     batches = Preferences(read_pairs(path), np.load(work / "reference.npy"), knobs, tokenizer, seed)
-    model = load_hf(base, dtype=torch.float32)
+    model = add_adapters(load_hf(base, dtype=torch.float32), knobs.lora, seed)
     train(model, batches, Preference(knobs.beta, knobs.nll), knobs, world, work, log, "DPO")
     if world.rank == 0:
-        save_model(model, tokenizer, out)
+        save_model(finish_adapters(model, knobs.lora, out / "adapter"), tokenizer, out)

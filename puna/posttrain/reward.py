@@ -16,6 +16,7 @@ from torch import Tensor
 
 from puna.errors import PunaError
 from puna.log import Log
+from puna.model.lora import add_adapters, finish_adapters
 from puna.model.weights import load_hf
 from puna.posttrain.chats import trained_tokens
 from puna.posttrain.preferences import Pair, read_pairs
@@ -52,8 +53,10 @@ def _train(world: World, knobs: Reward, seed: int, base: Path, pairs: list[Path]
     if world.rank == 0:
         log.message(f"{len(rankings.pairs):,} preferences in {len(rankings.bins):,} rows")
     model = RewardModel.from_language_model(load_hf(base, dtype=torch.float32))
+    add_adapters(model, knobs.lora, seed, trained=["score"])
     train(model, rankings, Ranking(), knobs, world, work_folder(out), log, "reward model")
     if world.rank == 0:
+        finish_adapters(model, knobs.lora, out / "adapter", trained=["score"])
         save_reward(model, tokenizer, out)
 
 

@@ -53,7 +53,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
         write_text(work_folder(out) / "ledger.json", json.dumps(play.ledger, indent=1) + "\n")
     metrics = play.report(kept)
     for path in play.steps[kept.step].iterdir():
-        if path.name != "manifest.json":
+        if path.is_file() and path.name != "manifest.json":
             shutil.copyfile(path, out / path.name)
     if play.reward:
         shutil.copytree(play.steps[play.reward], out / "reward", ignore=shutil.ignore_patterns("manifest.json"))

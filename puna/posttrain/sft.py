@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from puna.log import Log
+from puna.model.lora import add_adapters, finish_adapters
 from puna.model.weights import load_hf
 from puna.posttrain.chats import read_chats, trained_tokens
 from puna.recipe import Recipe, Sft
@@ -47,11 +48,11 @@ def _train(
         batches = First(PackedChats(chats, knobs.seq_len, tokenizer.pad_id, epochs, seed), rows)
     if world.rank == 0:
         log.message(f"{len(batches.chats):,} chats in {len(batches.bins):,} rows; {batches.too_long} too long for one")
-    model = load_hf(base, dtype=torch.float32)
+    model = add_adapters(load_hf(base, dtype=torch.float32), knobs.lora, seed)
     loss = NextToken(compiled=use_compile(knobs, world.device))
     train(model, batches, loss, knobs, world, work_folder(out), log, "SFT")
     if world.rank == 0:
-        save_model(model, tokenizer, out)
+        save_model(finish_adapters(model, knobs.lora, out / "adapter"), tokenizer, out)
 
 
 class First:

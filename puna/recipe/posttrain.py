@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from puna.recipe.knobs import Knobs
+from puna.recipe.lora import Lora
 from puna.recipe.training import Training
 
 
@@ -49,6 +50,7 @@ class Sft(Training):
     peak_lr: float = Field(1e-5, gt=0)
     """Section 4.1.3."""
     warmup_steps: int = Field(100, ge=0)
+    lora: Lora = Lora()
 
     @model_validator(mode="after")
     def weights_are_not_negative(self) -> "Sft":
@@ -65,6 +67,7 @@ class Reward(Training):
     epochs: int = Field(1, ge=1)
     peak_lr: float = Field(1e-5, gt=0)
     warmup_steps: int = Field(10, ge=0)
+    lora: Lora = Lora()
 
 
 class Posttrain(Knobs):
@@ -108,6 +111,7 @@ class Dpo(Training):
     """Section 4.1.4."""
     warmup_steps: int = Field(10, ge=0)
     weight_decay: float = Field(0.0, ge=0)
+    lora: Lora = Lora()
     beta: float = Field(0.1, gt=0)
     """Section 4.1.4."""
     nll: float = Field(0.2, ge=0)

@@ -42,6 +42,13 @@ class Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: v.to(device, non_blocking=True) for name, v in values.items() if v is not None})
 
+    def to_last_label(self) -> "Batch":
+        """Without the columns after the last label: attention is causal, so no loss depends on them."""
+        labelled = (self.labels != IGNORE).any(0).nonzero()
+        end = int(labelled[-1]) + 1 if len(labelled) else 1
+        values = {name: getattr(self, name) for name in ("tokens", "labels", "documents", "scored")}
+        return replace(self, **{name: v[:, :end].contiguous() for name, v in values.items() if v is not None})
+
 
 class Batches(Protocol):
     """Something with `len()` rows in training order that makes a batch of any of them."""

@@ -146,7 +146,10 @@ def read(
 
 def make_trainee(model: Llama, loss: Loss, options: Training, world: World) -> Trainee:
     compiled = use_compile(options, world.device)
-    if options.layout.is_plain and not options.float8 and world.device.type == "cpu":
+    adapted = not all(p.requires_grad for p in model.parameters())
+    if adapted and not (options.layout.is_plain and not options.float8):
+        raise PunaError("adapters are trained with the model whole in each process; set no layout and no float8")
+    if options.layout.is_plain and not options.float8 and (adapted or world.device.type == "cpu"):
         return Whole(model, loss, options, world, compiled)
     from puna.parallel.parts import Parts
 

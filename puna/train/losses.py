@@ -52,12 +52,17 @@ def softmax_gradient(logits: Tensor, labels: Tensor, scale: Tensor) -> tuple[Ten
 
 
 def loss_chunk(
-    hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, softmax: Softmax = softmax_gradient
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed cross-entropy of a chunk times `scale`, with its gradients by hidden and by weight (fp32)."""
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    scale: Tensor,
+    by_weight: bool = True,
+    softmax: Softmax = softmax_gradient,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Summed cross-entropy of a chunk times `scale`, with its gradients by hidden and, if asked, by weight (fp32)."""
     log_probs, gradient = softmax((hidden @ weight.t()).float(), labels, scale)
     gradient = gradient.to(hidden.dtype)
-    return -log_probs.sum() * scale, gradient @ weight, (gradient.t() @ hidden).float()
+    return -log_probs.sum() * scale, gradient @ weight, (gradient.t() @ hidden).float() if by_weight else None
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -68,19 +73,21 @@ class _CrossEntropy(torch.autograd.Function):
         hidden, weight = hidden.detach(), weight.detach()  # torch.compile warns about tensors with a history
         total = torch.zeros((), device=hidden.device)
         hidden_grad = torch.empty_like(hidden)
-        weight_grad = torch.zeros(weight.shape, device=weight.device)
+        by_weight = ctx.needs_input_grad[1]  # not where it is frozen
+        weight_grad = torch.zeros(weight.shape, device=weight.device) if by_weight else None
         for i in range(0, len(hidden), CHUNK):
             part = slice(i, i + CHUNK)
-            loss, hidden_grad[part], grad = chunk_fn(hidden[part], weight, labels[part], scale)
+            loss, hidden_grad[part], grad = chunk_fn(hidden[part], weight, labels[part], scale, by_weight)
             total += loss
-            weight_grad += grad
+            if weight_grad is not None:
+                weight_grad += grad
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         hidden_grad, weight_grad = ctx.saved_tensors
-        return hidden_grad * grads[0], weight_grad * grads[0], None, None, None
+        return hidden_grad * grads[0], None if weight_grad is None else weight_grad * grads[0], None, None, None
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
@@ -97,6 +104,16 @@ def whole_or_part(weight: Tensor) -> tuple[Tensor, Softmax | None]:
     return local_vocabulary(weight)
 
 
+def labelled_first(hidden: Tensor, labels: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    """The tokens that have a label, and as many others as make up a `multiple`: compiled code wants few shapes."""
+    ignored = labels == IGNORE
+    count = min(len(labels), -(-int((~ignored).sum()) // multiple) * multiple)
+    if count == len(labels):
+        return hidden, labels
+    chosen = ignored.to(torch.uint8).argsort(stable=True)[:count].sort().values
+    return hidden.index_select(0, chosen), labels[chosen]
+
+
 def cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, chunk_fn: Callable[..., Any] = loss_chunk
 ) -> Tensor:
@@ -108,6 +125,7 @@ def cross_entropy(
     dtype = product_dtype(hidden.device)
     weight, softmax = whole_or_part(weight)
     chunk_fn = partial(loss_chunk, softmax=softmax) if softmax else chunk_fn
+    hidden, labels = labelled_first(hidden, labels, 1 if chunk_fn is loss_chunk else CHUNK)
     with torch.autocast(hidden.device.type, enabled=False):
         return _CrossEntropy.apply(hidden.to(dtype), weight.to(dtype), labels, scale, chunk_fn)  # pyright: ignore
 
@@ -129,16 +147,17 @@ class _TokenLogProbs(torch.autograd.Function):
         return -torch.cat(losses)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         hidden, weight, labels = ctx.saved_tensors
         hidden_grad = torch.empty_like(hidden)
-        weight_grad = torch.zeros(weight.shape, device=weight.device)
+        weight_grad = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
         for i in range(0, len(hidden), CHUNK):
             part = slice(i, i + CHUNK)
             _, gradient = ctx.softmax((hidden[part] @ weight.t()).float(), labels[part], -grads[0][part])
             gradient = gradient.to(hidden.dtype)
             hidden_grad[part] = gradient @ weight
-            weight_grad += (gradient.t() @ hidden[part]).float()
+            if weight_grad is not None:
+                weight_grad += (gradient.t() @ hidden[part]).float()
         return hidden_grad, weight_grad, None, None
 
 
@@ -146,8 +165,14 @@ def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each label, zero where it is IGNORE: hidden [n, dim], labels [n] -> [n] fp32."""
     dtype = product_dtype(hidden.device)
     weight, softmax = whole_or_part(weight)
+    kept = (labels != IGNORE).nonzero()[:, 0]
+    found = torch.zeros(len(labels), device=hidden.device)
+    if len(kept) == 0:
+        return found + 0 * hidden.sum()
     with torch.autocast(hidden.device.type, enabled=False):
-        return _TokenLogProbs.apply(hidden.to(dtype), weight.to(dtype), labels, softmax)  # pyright: ignore
+        some = hidden.index_select(0, kept).to(dtype)
+        values = _TokenLogProbs.apply(some, weight.to(dtype), labels[kept], softmax)  # pyright: ignore
+    return found.index_put((kept,), values)  # pyright: ignore[reportArgumentType]
 
 
 class NextToken:

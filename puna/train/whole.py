@@ -25,13 +25,14 @@ class Whole:
         self.model, self.loss, self.world = model.to(world.device).train(), loss, world
         self.share = (world.rank, world.size)
         self.module: nn.Module = model
-        self.parameters = dict(model.named_parameters())
-        trained = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        trained = list(self.parameters.values())
         self.gradient, self.sum_gradient = world.vector(sum(p.numel() for p in trained))
         for parameter, piece in zip(trained, self.gradient.split([p.numel() for p in trained])):
             parameter.grad = piece.view_as(parameter)
         self.dtype = training_dtype(options, world.device)
         self.hidden = torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
+        self.crop = not compiled  # every shape would be compiled anew
         self.attend = choose_attention(world.device, self.dtype, compiled, options.seq_len)
 
     @contextmanager
@@ -54,6 +55,7 @@ class Whole:
 
     def backward(self, batch: Batch, counts: Tensor) -> Tensor:
         """One micro-batch forward and backward: gradients add up in the parameters; its part of the loss."""
+        batch = batch.to_last_label() if self.crop else batch
         with torch.autocast(batch.tokens.device.type, self.dtype, enabled=self.dtype != torch.float32):
             hidden = self.hidden(batch.tokens, documents=batch.documents)
             value = self.loss(hidden, self.model.lm_head.weight, batch, counts)
