@@ -158,18 +158,27 @@ def chat(
     seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
     brave_key: Annotated[str | None, typer.Option(help="A key or a file with one; else BRAVE_API_KEY.")] = None,
     wolfram_key: Annotated[str | None, typer.Option(help="A key or a file with one; else WOLFRAM_APP_ID.")] = None,
+    tp: Annotated[int, typer.Option(min=1, help="Devices that share each layer, under torchrun.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Groups of them that share the layers out.")] = 1,
 ) -> None:
     """Talk to a model: replies stream, calls of tools are shown and executed (a calculator, unless --tools)."""
     from puna.chat import Conversation, converse
-    from puna.infer.engine import Engine, Sampling
+    from puna.infer.engine import Sampling
+    from puna.infer.parallel import load_engine
     from puna.tools import open_toolbox
 
     if tools and no_tools:
         raise PunaError("--tools and --no-tools contradict each other; drop one")
     names = [] if no_tools else tools or ["calculator"]
     sampling = Sampling(max_tokens, temperature, top_p, seed)
-    with open_toolbox(names, brave_key=brave_key, wolfram_key=wolfram_key) as toolbox:
-        converse(Conversation(Engine.load(find_model(model)), toolbox, sampling, system), message)
+    engine = load_engine(find_model(model), tp, pp)
+    if engine is None:
+        return  # torchrun's process of rank 0 talked
+    try:
+        with open_toolbox(names, brave_key=brave_key, wolfram_key=wolfram_key) as toolbox:
+            converse(Conversation(engine, toolbox, sampling, system), message)
+    finally:
+        engine.close()
 
 
 @app.command()

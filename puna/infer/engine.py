@@ -19,7 +19,7 @@ from puna.infer.cache import BLOCK, BlockManager, block_bytes, new_cache
 from puna.infer.grammar import Grammars
 from puna.infer.native.runner import native_runner
 from puna.infer.request import Finish, Output, Request, Sampling, TokenLogprob
-from puna.infer.runner import Runner, TorchRunner, batch_of
+from puna.infer.runner import FollowedRunner, Runner, TorchRunner, batch_of
 from puna.infer.sampler import choose, restricted, token_logprobs
 from puna.infer.scheduler import Chunk, Scheduler, blocks_for, scores
 from puna.infer.speculative import Draft, NGrams
@@ -44,6 +44,7 @@ class Engine:
     `blocks`: of 16 tokens each, for the cache; by default those of default_blocks. `budget`: tokens in a step, which
     cuts long prompts into chunks. `rows`: requests that run side by side. `draft`: a small model of the same vocabulary
     that guesses `guesses` tokens ahead for requests that say so. `native`: use the compiled kernels where they fit.
+    `runner`: what runs the model where it is but a part of one that several processes hold (parallel.py).
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Engine:
         draft: Llama | None = None,
         guesses: int = 4,
         native: bool = True,
+        runner: FollowedRunner | None = None,
     ) -> None:
         if model.config.vocab_size != tokenizer.vocab_size:
             raise PunaError(
@@ -71,7 +73,8 @@ class Engine:
         self.total_blocks = blocks or default_blocks(model, rows)
         self._manager = BlockManager(self.total_blocks + 1)
         self._scheduler = Scheduler(self._manager, budget, rows, max(2, LOGITS // model.config.vocab_size))
-        self._runner: Runner | None = None
+        self._followed = runner
+        self._runner: Runner | None = runner
         self._cache: Tensor | None = None
         self.draft, self.guesses, self.native = draft, guesses, native
         self._draft: Draft | None = None
@@ -163,8 +166,19 @@ class Engine:
 
     def forget(self) -> None:
         """Begin anew with all that was computed, as must be done when the model's weights have changed."""
+        self.need_whole("forget")
         self._scheduler.start_over()
         self._runner = self._draft = None
+
+    def close(self) -> None:
+        """Let the other processes that hold the model end, where there are any; nothing can be asked afterwards."""
+        if self._followed:
+            self._followed.close()
+
+    def need_whole(self, what: str) -> None:
+        """PunaError where the model lies on several devices: `what` can only be done on one."""
+        if self._followed:
+            raise PunaError(f"{what} needs the whole model in one process; use --tp 1 and --pp 1 for it")
 
     def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
         vocab, longest = self.model.config.vocab_size, self.model.config.max_seq_len
@@ -336,6 +350,7 @@ class Engine:
     @torch.inference_mode()
     def log_probs(self, texts: Sequence[Sequence[int]], batch: int = 64) -> list[Tensor]:
         """For each row of ids [n], the log-probability of each token given those before it, [n - 1], in nats."""
+        self.need_whole("log_probs")
         results: list[Tensor] = [torch.empty(0)] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for at in range(0, len(order), batch):
@@ -367,7 +382,7 @@ def masks_of(request: Request, count: int) -> list[np.ndarray | None]:
 def default_blocks(model: Llama, rows: int) -> int:
     """Blocks for `rows` requests of the longest context, within half of a GPU's free memory; on a CPU, where other
     engines may run beside, within CPU_CACHE or what one longest request needs, and a quarter of the free memory."""
-    weight, longest = model.embed_tokens.weight, blocks_for(model.config.max_seq_len)
+    weight, longest = next(model.parameters()), blocks_for(model.config.max_seq_len)
     size = block_bytes(model.config, weight.dtype)
     if weight.is_cuda:
         most = torch.cuda.mem_get_info(weight.device)[0] // 2 // size

@@ -5,6 +5,7 @@ the tokenizer's stop tokens are allowed; where it must, nothing else is.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import llguidance
 import numpy as np
@@ -12,6 +13,10 @@ import numpy as np
 from puna.errors import PunaError
 from puna.infer.request import Sampling
 from puna.text.tokenizer import Tokenizer
+
+FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""One space after a comma and a colon, as in the calls of tools that models learn, and no other white space: where it
+is free, a weak model writes it for ever."""
 
 
 class Grammars:
@@ -28,7 +33,7 @@ class Grammars:
         try:
             if sampling.json_schema is not None:
                 schema = '{"type": "object"}' if sampling.json_schema.strip() == "{}" else sampling.json_schema
-                grammar = llguidance.LLMatcher.grammar_from_json_schema(schema)
+                grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=FORM)
             else:
                 grammar = llguidance.LLMatcher.grammar_from_regex(sampling.regex or "")
         except ValueError as error:

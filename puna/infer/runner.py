@@ -77,7 +77,8 @@ class PagedAttention:
 
 
 class Runner(Protocol):
-    """What runs a step: TorchRunner here, or puna.infer.native on a CPU that it was compiled for."""
+    """What runs a step: TorchRunner here, puna.infer.native on a CPU that it was compiled for, or puna.infer.parallel
+    on several devices."""
 
     def step(
         self, tokens: Tensor, starts: Tensor, lengths: Tensor, block_tables: Tensor, cache: Tensor, wanted: Tensor
@@ -88,6 +89,14 @@ class Runner(Protocol):
         row of block_tables [requests, blocks] names its blocks in order, 0 after the last. The cache is [layers, 2,
         blocks, BLOCK, kv_heads, D], everything else int32.
         """
+        ...
+
+
+class FollowedRunner(Runner, Protocol):
+    """One that other processes follow."""
+
+    def close(self) -> None:
+        """Let them go."""
         ...
 
 
@@ -103,17 +112,34 @@ def batch_of(chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tokens, starts, lengths, torch.from_numpy(tables)
 
 
+class Row(NamedTuple):
+    """A step as one row of T tokens, filled up."""
+
+    tokens: Tensor
+    """[1, T]"""
+    positions: Tensor
+    """[1, T]"""
+    attention: PagedAttention
+    place_of: np.ndarray
+    """Where each of the step's tokens stands in the row."""
+
+
 class TorchRunner:
     """Runs a Llama with PyTorch, on any device."""
 
     def __init__(self, model: Llama) -> None:
-        self.model, self.device = model, model.embed_tokens.weight.device
+        self.model, self.device = model, next(model.parameters()).device
         self.sharing = model.config.heads // model.config.kv_heads  # heads with the same keys
 
     def step(
         self, tokens: Tensor, starts: Tensor, lengths: Tensor, block_tables: Tensor, cache: Tensor, wanted: Tensor
     ) -> Tensor:
         """As Runner.step."""
+        row = self.row(tokens, starts, lengths, block_tables, cache)
+        return self.logits(self.hidden(row.tokens, row), row, wanted)
+
+    def row(self, tokens: Tensor, starts: Tensor, lengths: Tensor, block_tables: Tensor, cache: Tensor) -> Row:
+        """The arguments of Runner.step as a row."""
         flat, tables = tokens.numpy(), block_tables.numpy()
         inputs, groups = [], []  # of each group [3, rows * queries]: tokens, positions, slots
         place_of = np.zeros(len(flat), np.int64)  # of each token in the filled-up row
@@ -131,13 +157,17 @@ class TorchRunner:
             begin += real.size
         inputs.append(np.zeros((3, -begin % ROWS), np.int64))
         row = torch.from_numpy(np.concatenate(inputs, 1)).to(self.device).long()
-        attention = PagedAttention(cache, row[2], groups)
-        with attention_in(self.model, attention.attend):
-            hidden = self.model.hidden(row[None, 0], row[None, 1], cache=attention)[0]
-        return self._logits(hidden[torch.from_numpy(place_of[wanted.numpy()]).to(self.device)])
+        return Row(row[None, 0], row[None, 1], PagedAttention(cache, row[2], groups), place_of)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [n, dim] -> logits [n, vocab] in fp32."""
+    def hidden(self, x: Tensor, row: Row) -> Tensor:
+        """The model's hidden states [1, T, dim] for a row's tokens, or for what stands in for them where the model is
+        a part without the embedding."""
+        with attention_in(self.model, row.attention.attend):
+            return self.model.hidden(x, row.positions, cache=row.attention)
+
+    def logits(self, hidden: Tensor, row: Row, wanted: Tensor) -> Tensor:
+        """Hidden states [1, T, dim] -> logits [len(wanted), vocab] of the step's tokens `wanted`, in fp32."""
+        hidden = hidden[0, torch.from_numpy(row.place_of[wanted.numpy()]).to(self.device)]
         return self.model.lm_head(F.pad(hidden, (0, 0, 0, -len(hidden) % ROWS))).float()[: len(hidden)]
 
     def _tiles(self, starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:

@@ -10,10 +10,10 @@ Not here: tokenizer files and chat template (puna.text.tokenizer), other quantis
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,15 +27,29 @@ from puna.model.llama import Llama, LlamaConfig, RopeScaling
 Shape = tuple[int, ...]
 
 
+class Piece(NamedTuple):
+    """What a process that holds a part of a model needs of one tensor, and the tensor's name in that part."""
+
+    name: str
+    where: tuple[slice, ...]
+    """The places along each dim; () is all."""
+
+
 def read_config(directory: str | Path) -> LlamaConfig:
     """The LlamaConfig in a Hugging Face directory's config.json, in the form of transformers 4 or 5."""
     path = Path(directory) / "config.json"
     return _config_from_hf(read_json(path), path)
 
 
-def load_hf(directory: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Llama:
+def load_hf(
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    cut: Callable[[Llama], Mapping[str, Piece]] | None = None,
+) -> Llama:
     """Load a Hugging Face directory; `dtype` None keeps the file's, and what is in FP8 stays so. A tied output matrix
-    becomes a copy."""
+    becomes a copy. `cut` makes the empty model the part that this process holds, and says which pieces of the whole
+    model's tensors to read for it; nothing else is read."""
     directory = Path(directory)
     config, raw = read_config(directory), read_json(directory / "config.json")
     model, tied = empty_model(config), raw.get("tie_word_embeddings")
@@ -55,14 +69,14 @@ def load_hf(directory: str | Path, dtype: torch.dtype | None = None, device: tor
         found.pop("lm_head.weight", None)
     check_tensors(found, expected, directory)
 
+    pieces = cut(model) if cut else {name: Piece(name, ()) for name in model.state_dict()}
     state: dict[str, Tensor] = {}
-    for file in files:
-        with _opened(file) as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (not a dict)
-                tensor = tensors.get_tensor(key)
-                state[key.removeprefix("model.")] = tensor.to(device, _stored(key, tensor, dtype))
-    if tied:
-        state["lm_head.weight"] = state["embed_tokens.weight"].clone()
+    for name, (place, where) in pieces.items():
+        copied = tied and name == "lm_head.weight"
+        key = _hf_name("embed_tokens.weight" if copied else name)
+        with _opened(found[key][1]) as tensors:
+            tensor = tensors.get_slice(key)[where] if where else tensors.get_tensor(key)
+        state[place] = tensor.to(device, _stored(key, tensor, dtype), copy=copied)
     return with_state(model, state, device)
 
 

@@ -50,5 +50,6 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
 @torch.inference_mode()
 def embed(engine: Engine, ids: Sequence[int]) -> list[float]:
     """The unit vector [dim] of one text."""
+    engine.need_whole("/v1/embeddings")
     hidden = engine.model.hidden(torch.tensor([ids], device=engine.device))[0].float()  # [tokens, dim]
     return torch.nn.functional.normalize(hidden.mean(0), dim=0).tolist()

@@ -51,6 +51,15 @@ def test_json_follows_the_schema(make_engine: Make, temperature: float):
     raise AssertionError("no output ended")
 
 
+def test_white_space_is_not_the_models_to_choose(make_engine: Make):
+    """A model that would write nothing but spaces writes one where one belongs, and comes to an end."""
+    bias = {ord(space): 100.0 for space in " \n\t"}
+    schema = {"type": "object", "properties": {"a": {"enum": [1]}, "b": {"type": "array", "items": {"enum": [2]}}}}
+    schema |= {"required": ["a", "b"], "additionalProperties": False}
+    text, finish, _ = text_of(make_engine(), Sampling(60, json_schema=json.dumps(schema), logit_bias=bias | {93: 50.0}))
+    assert (text, finish) == ('{"a": 1, "b": []}', "stop")
+
+
 def test_an_empty_schema_is_any_object(make_engine: Make):
     bias = {ord("}"): 50.0}
     text, finish, _ = text_of(make_engine(), Sampling(200, json_schema="{}", logit_bias=bias))

@@ -81,9 +81,22 @@ def test_guessing_ahead_changes_nothing(model: Path):
     assert served.speculate == "draft"
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int8_weights"])
+def test_int8_is_served(model: Path, dtype: str):
+    (served,) = cli.load([str(model)], Metrics(), dtype, "hf", 8, blocks=64, rows=4)
+    names = {type(module).__name__ for module in served.engine.model.modules()}
+    assert "Int8Linear" in names
+    assert "Linear" not in names
+    assert served.engine._runner is not None  # it has run before the first request
+    assert len(served.engine.generate([[1, 2]], Sampling(3, ignore_stop=True))[0][0]) == 3
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["{model}", "--tp", "2"], "--tp 2 does not divide the model's kv_heads = 1"),
+        (["{model}", "--pp", "2"], "torchrun --nproc-per-node 2"),
+        (["a={model}", "b={model}", "--pp", "2"], "serve one model"),
         (["{model}", "{model}"], "NAME=PATH"),
         (["{model}", "--dtype", "int3"], "--dtype int3"),
         (["{model}", "--profile", "x"], "--profile x"),
