@@ -47,7 +47,7 @@ class Stage:
     function: str
     """module:function, called as function(recipe, inputs, out, log) -> metrics; imported when it is run."""
     needs: tuple[str, ...]
-    """The stages whose artifacts it reads."""
+    """The stages whose artifacts it reads; of one that has to be asked for, only where it is."""
     knobs: tuple[str, ...]
     """The parts of the recipe it reads."""
     source: str | None = None
@@ -81,12 +81,20 @@ STAGES = (
         replaces="pretrain",
     ),
     Stage("synthesize", "puna.posttrain.synthesize:run", ("corpus",), ("synthesize", "seed")),
-    Stage("sft", "puna.posttrain.sft:run", ("pretrain", "synthesize"), ("sft", "seed")),
-    Stage("dpo", "puna.posttrain.dpo:run", ("sft", "synthesize"), ("dpo", "seed")),
+    Stage(
+        "chats",
+        "puna.posttrain.data.stage:run",
+        (),
+        ("chats", "seed"),
+        "puna.posttrain.data.read:source_digest",
+        asked="chats.sources",
+    ),
+    Stage("sft", "puna.posttrain.sft:run", ("pretrain", "synthesize", "chats"), ("sft", "seed")),
+    Stage("dpo", "puna.posttrain.dpo:run", ("sft", "synthesize", "chats"), ("dpo", "seed")),
     Stage(
         "rounds",
         "puna.posttrain.rounds:run",
-        ("pretrain", "synthesize"),
+        ("pretrain", "synthesize", "chats"),
         ("posttrain", "reward", "sft", "dpo", "seed"),
         asked="posttrain.rounds",
     ),
@@ -159,8 +167,9 @@ class Run:
         return stage.optional or (stage.asked is not None and not _knob_at(self.recipe, stage.asked))
 
     def needs(self, stage: Stage) -> dict[str, str]:
-        """The stage that makes each input: the one of its name, or what this recipe replaces it by."""
-        found = {name: name for name in stage.needs}
+        """The stage that makes each input: the one of its name, or what this recipe replaces it by. One that the
+        recipe does not ask for is no input."""
+        found = {name: name for name in stage.needs if not self.optional(BY_NAME[name])}
         for other in STAGES:
             if other.replaces in found and other is not stage and not self.optional(other):
                 found[other.replaces] = other.name

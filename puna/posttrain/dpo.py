@@ -20,7 +20,7 @@ from puna.log import Log
 from puna.model.lora import add_adapters, finish_adapters
 from puna.model.weights import load_hf
 from puna.posttrain.chats import read_jsonl, trained_tokens
-from puna.posttrain.preferences import Pair, pair_lines, read_pairs
+from puna.posttrain.preferences import Pair, own_pairs, pair_lines, read_pairs
 from puna.recipe import Dpo, Recipe
 from puna.run import figure, work_folder, write_text
 from puna.text.chat import Chat, Message, parse, render
@@ -40,7 +40,11 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     """Chat model and problems -> a chat model that prefers what works, and pairs.jsonl, what it learned that from."""
     path = work_folder(out) / "pairs.jsonl"
     if not path.exists():
-        write_text(path, pair_lines(sample_pairs(recipe, inputs, log)))
+        pairs = sample_pairs(recipe, inputs, log)
+        if "chats" in inputs:
+            tokenizer = Tokenizer.load(inputs["sft"])
+            pairs += own_pairs(inputs["chats"] / "preferences.jsonl", tokenizer, recipe.dpo.seq_len)
+        write_text(path, pair_lines(pairs))
     metrics = fit(recipe.dpo, recipe.seed, inputs["sft"], path, out, log)
     shutil.copyfile(path, out / "pairs.jsonl")
     return metrics

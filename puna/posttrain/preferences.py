@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from puna.errors import PunaError
-from puna.posttrain.chats import read_jsonl
+from puna.posttrain.chats import read_jsonl, to_chat
+from puna.posttrain.data.forms import STRENGTHS
+from puna.text.chat import Chat, Message, render
+from puna.text.tokenizer import Tokenizer
 
-STRENGTHS = ("significantly better", "better", "slightly better", "marginally better")
-"""How much better the chosen answer is than the rejected one, in the paper's words."""
 DECISIVE = STRENGTHS[:2]
 """What the reward model and DPO learn from (sections 4.1.2 and 4.1.4)."""
 
@@ -42,6 +43,22 @@ def read_pairs(*paths: Path) -> list[Pair]:
                 raise PunaError(f"{path} line {number}: strength = {pair.strength!r}; it is one of {STRENGTHS}")
             if pair.strength in DECISIVE:
                 pairs.append(pair)
+    return pairs
+
+
+def own_pairs(path: Path, tokenizer: Tokenizer, longest: int) -> list[Pair]:
+    """The preferences of the stage `chats`, but for those that take more than `longest` tokens as a row of DPO."""
+    pairs = []
+    for line in read_jsonl(path):
+        chat = to_chat(line)
+        prompt = render(chat, tokenizer, generation_prompt=True).ids
+        answers = {}
+        for name in ("chosen", "rejected", "edited"):
+            if name in line:
+                messages = [*chat.messages, Message.from_dict(line[name])]
+                answers[name] = render(Chat(messages, tools=chat.tools), tokenizer).ids[len(prompt) :]
+        if 2 * len(prompt) + sum(map(len, answers.values())) <= longest:
+            pairs.append(Pair(prompt, **answers, strength=line["strength"]))
     return pairs
 
 

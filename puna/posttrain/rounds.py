@@ -22,7 +22,7 @@ from puna.posttrain import dpo, reward, sft
 from puna.posttrain.average import average
 from puna.posttrain.chats import read_jsonl
 from puna.posttrain.measure import Marks, measure, scores
-from puna.posttrain.preferences import pair_lines, read_pairs
+from puna.posttrain.preferences import own_pairs, pair_lines, read_pairs
 from puna.posttrain.reward_model import Scorer
 from puna.posttrain.sample import Drawn, best_of, chats_of, draw, pairs_of, read_drawn, write_drawn
 from puna.posttrain.steps import Steps
@@ -74,6 +74,10 @@ class Rounds:
         )
         self.ledger: list[dict[str, Any]] = []
         self.chats = [self.data / "call_sft.jsonl"]
+        self.own: Path | None = None
+        if "chats" in inputs:
+            self.chats.append(inputs["chats"] / "chats.jsonl")
+            self.own = inputs["chats"] / "preferences.jsonl"
         self.pairs: list[Path] = []
         self.reward = ""
 
@@ -111,6 +115,9 @@ class Rounds:
         drawn = draw(self.steps[step], problems, self.knobs, self.draws("sample", number), log)
         write_drawn(out / "drawn.jsonl", drawn)
         pairs = pairs_of(drawn, self.knobs.pairs_per_prompt)
+        if self.own and number == 1:  # the user's are among the newest preferences of the first round
+            longest = min(self.recipe.dpo.seq_len, self.recipe.reward.seq_len)
+            pairs += own_pairs(self.own, Tokenizer.load(self.base), longest)
         write_text(out / "pairs.jsonl", pair_lines(pairs))
         right = sum(sum(each.right) for each in drawn) / sum(len(each.right) for each in drawn)
         return {"right": figure(round(right, 4), "share", n=len(drawn)), "pairs": figure(len(pairs))}

@@ -23,7 +23,10 @@ from puna.train.save import save_model
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
     """Base model and chats -> a chat model."""
-    return fit(recipe.sft, recipe.seed, inputs["pretrain"], [inputs["synthesize"] / "sft.jsonl"], out, log)
+    chats = [inputs["synthesize"] / "sft.jsonl"]
+    if "chats" in inputs:
+        chats.append(inputs["chats"] / "chats.jsonl")
+    return fit(recipe.sft, recipe.seed, inputs["pretrain"], chats, out, log)
 
 
 def fit(

@@ -5,6 +5,7 @@ overrides it. There is no inheritance between recipes and no second place for a 
 from the paper (arXiv 2407.21783) names its section; every other default is ours.
 """
 
+from puna.recipe.chats import Chats
 from puna.recipe.corpus import Corpus, Heuristics, PersonalData, Tokenizer
 from puna.recipe.extend import Extend
 from puna.recipe.posttrain import Dpo, Evals, Posttrain, Reward, Sft, Synthesize
@@ -13,6 +14,7 @@ from puna.recipe.scaling import Scaling
 from puna.recipe.training import Model, Pretrain, Training
 
 __all__ = [
+    "Chats",
     "Corpus",
     "Dpo",
     "Evals",

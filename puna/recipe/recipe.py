@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from puna.errors import PunaError
+from puna.recipe.chats import Chats
 from puna.recipe.corpus import Corpus, Tokenizer
 from puna.recipe.extend import Extend
 from puna.recipe.knobs import Knobs
@@ -31,6 +32,7 @@ class Recipe(Knobs):
     extend: Extend = Extend()  # pyright: ignore[reportCallIssue]
     scaling: Scaling = Scaling()  # pyright: ignore[reportCallIssue]
     synthesize: Synthesize = Synthesize()  # pyright: ignore[reportCallIssue]
+    chats: Chats = Chats()  # pyright: ignore[reportCallIssue]
     sft: Sft = Sft()  # pyright: ignore[reportCallIssue]
     reward: Reward = Reward()  # pyright: ignore[reportCallIssue]
     dpo: Dpo = Dpo()  # pyright: ignore[reportCallIssue]
