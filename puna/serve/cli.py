@@ -2,6 +2,8 @@
 
 import ipaddress
 import logging
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,6 +63,8 @@ def serve(
     app = create_app(served, metrics, Access(key, local=key is None), toolbox)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     console.print(f"serving {', '.join(model.name for model in served)}", highlight=False)
+    if tp * pp > 1:  # uvicorn repeats the signal that ended it: that must not keep us from letting the others go
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         uvicorn.run(
             app, host=host, port=port, access_log=False, log_config=None, server_header=False, ws="none",
