@@ -144,8 +144,8 @@ def _preference(record: Record) -> Preference:
         raise InvalidError("dialogues", "the answers' dialogues differ before the last message")
     answers = [side[-1] for side in sides]
     chosen, rejected, edited = answers[0], answers[1], (answers[2] if len(answers) > 2 else None)
-    scores = [record.get(f"score_{name}") for name in ("chosen", "rejected")]
-    if chosen == rejected or (None not in scores and scores[0] <= scores[1]):
+    better, worse = record.get("score_chosen"), record.get("score_rejected")
+    if chosen == rejected or (better is not None and worse is not None and better <= worse):
         raise InvalidError("tie", "the chosen answer is the rejected one, or scores no higher")
     strength = record.get("strength") or STRENGTHS[0]
     if strength not in STRENGTHS:

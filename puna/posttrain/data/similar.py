@@ -48,18 +48,19 @@ def _counts(text: str) -> dict[int, int]:
 
 def cluster(rows: csr_matrix, generator: np.random.Generator, steps: int = 5) -> np.ndarray:
     """Spherical k-means: the cluster of every row, [rows] int64, CLUSTER rows in each on average."""
-    count = rows.shape[0]
+    count = len(rows.indptr) - 1
     clusters = max(1, count // CLUSTER)
     if clusters == 1:
         return np.zeros(count, np.int64)
     centres = rows[np.sort(generator.choice(count, clusters, replace=False))].toarray()
+    nearest = np.zeros(count, np.int64)
     for step in range(steps):
         nearest = np.concatenate(
             [np.asarray(rows[at : at + BLOCK] @ centres.T).argmax(1) for at in range(0, count, BLOCK)]
         )
         if step + 1 < steps:
             members = csr_matrix((np.ones(count, np.float32), (nearest, np.arange(count))), shape=(clusters, count))
-            sums = np.asarray((members @ rows).toarray())
+            sums = csr_matrix(members @ rows).toarray()
             centres = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     return nearest
 
