@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from puna.errors import PunaError
 from puna.log import Log
+from puna.posttrain import dpo, sft
 from puna.posttrain.chats import read_jsonl, to_chat
 from puna.posttrain.data import stage
 from puna.posttrain.data.balance import cap
@@ -25,7 +26,7 @@ from puna.posttrain.data.sample import REASONS, Sample
 from puna.posttrain.data.score import drop_low
 from puna.posttrain.data.similar import cluster, embed, greedy
 from puna.posttrain.data.topics import topic
-from puna.posttrain.preferences import own_pairs
+from puna.posttrain.preferences import own_pairs, read_pairs
 from puna.recipe import Chats, Recipe, parse_recipe
 from puna.run import BY_NAME, Run
 from puna.text.chat import Chat, Message, render
@@ -361,3 +362,18 @@ def test_published_files_are_read(shared_data: Callable[[str], Path]):
         assert Counter(isinstance(line.found, Preference) for line in found) == dict(
             zip((True, False), counts, strict=True)
         )
+
+
+def test_sft_and_dpo_read_what_the_stage_made(
+    recipe: Recipe, out: Path, log: Log, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = tmp_path / "chats"
+    made.mkdir()
+    stage.run(recipe, {}, made, log)
+    tokenizer.save(tmp_path)
+    inputs = {"pretrain": tmp_path, "sft": tmp_path, "synthesize": tmp_path, "chats": made}
+    monkeypatch.setattr(sft, "fit", lambda knobs, seed, base, chats, *_: {"files": chats})
+    assert sft.run(recipe, inputs, out, log)["files"] == [tmp_path / "sft.jsonl", made / "chats.jsonl"]
+    monkeypatch.setattr(dpo, "sample_pairs", lambda *_: [])
+    monkeypatch.setattr(dpo, "fit", lambda knobs, seed, base, path, *_: {"pairs": read_pairs(path)})
+    assert dpo.run(recipe, inputs, out, log)["pairs"] == own_pairs(made / "preferences.jsonl", tokenizer, 8192)
