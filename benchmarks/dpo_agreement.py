@@ -39,7 +39,7 @@ def puna_side(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 
     names: Any = SimpleNamespace(pad_id=PAD, special={})
     pairs = [Pair(*pair) for pair in short_pairs()]
-    rows = Preferences(pairs, None, Dpo(seq_len=1024, mask_format=False), names, 0)
+    rows = Preferences(pairs, None, Dpo.model_validate({"seq_len": 1024, "mask_format": False}), names, 0)
     save_reference(rows, folder / "reference", folder / "reference.npy", Log(folder, "agreement", True))
     rows.reference = np.load(folder / "reference.npy")
     found = {}
