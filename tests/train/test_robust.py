@@ -38,7 +38,8 @@ class Poisoned:
 
     def rows(self, numbers: Sequence[int]) -> Batch:
         batch = self.all.rows(numbers)
-        batch.scored = torch.tensor([number in self.bad for number in numbers])
+        bad = torch.tensor([number in self.bad for number in numbers])
+        batch.scored = bad[:, None].expand_as(batch.tokens)
         return batch
 
 
