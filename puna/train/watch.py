@@ -53,7 +53,12 @@ class Watch:
 
     def _watch(self) -> None:
         assert self.world.store is not None
+        beaten = time.monotonic()
         while not self._ended.wait(self.beat):
+            now = time.monotonic()
+            # A process that was itself stopped (Ctrl-Z, a closed lid) finds that time has passed, which is no hang.
+            self.since += max(0.0, now - beaten - 2 * self.beat)
+            beaten = now
             self.world.store.set(f"watch/{self.world.rank}", json.dumps([*self.place, time.time()]))
             if time.monotonic() - self.since > self.seconds:
                 self._end()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,39 @@ def test_processes_that_hang_end_and_name_the_one_they_waited_for(tmp_path: Path
     assert "in work" in done.stderr  # the stack of the one that is late
     assert "a training process ended unasked" in done.stderr
     assert done.returncode != 0
+
+
+STOPPED = """
+import os, sys, time
+from pathlib import Path
+from puna.train.launch import launch
+from puna.train.watch import Watch
+
+def work(world, folder):
+    with Watch(world, 1.0) as watch:
+        for step in range(12):
+            watch.at(step, "training")
+            time.sleep(0.25)
+            if world.rank == 0 and step == 1:
+                Path(folder, "begun").touch()
+
+if __name__ == "__main__":
+    launch(work, 2, Path(sys.argv[1]))
+"""
+
+
+def test_a_training_that_was_stopped_for_long_goes_on(tmp_path: Path):
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    command = [sys.executable, str(tmp_path / "stopped.py"), str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not (tmp_path / "begun").exists() and process.poll() is None:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGSTOP)
+        time.sleep(3)
+        os.killpg(process.pid, signal.SIGCONT)
+        assert process.stderr
+        told = process.stderr.read()
+    assert process.returncode == 0, told
 
 
 def test_who_is_late():
