@@ -1,4 +1,4 @@
-"""The command line: run · plan · status · report · chat · export."""
+"""The command line: run · plan · status · report · chat · serve · eval · export · corpus · scaling."""
 
 import json
 import os

@@ -72,6 +72,7 @@ def test_an_error_is_raised_here_and_finished_work_stays(engine, tmp_path: Path,
 def test_what_is_there_is_not_made_again(engine, tmp_path: Path, log) -> None:
     (tmp_path / "shard").mkdir()
     run_jobs(engine, [Job(fail, count, None, tmp_path / "shard")], log, "working")
+    assert not list((tmp_path / "shard").iterdir())
 
 
 POOL = """

@@ -19,6 +19,7 @@ import pytest
 from puna.corpus.label import Account, Endpoint, label, read_documents, read_labels
 from puna.corpus.tasks import TASKS, find_task
 from puna.errors import PunaError
+from tests.serving import serving
 
 DOCUMENTS = [(f"d{i:02d}", f"text {i} " + ("good " if i % 3 else "bad ") * 5) for i in range(30)]
 Reply = tuple[int, Any, dict[str, str]]
@@ -74,7 +75,6 @@ class Server:
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
 
     def asked(self) -> Counter[str]:
@@ -86,12 +86,8 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[Server]:
     made = Server()
-    thread = threading.Thread(target=made.http.serve_forever, args=(0.01,))
-    thread.start()
-    yield made
-    made.http.shutdown()
-    thread.join()
-    made.http.server_close()
+    with serving(made.http):
+        yield made
 
 
 @pytest.fixture

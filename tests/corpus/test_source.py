@@ -1,7 +1,6 @@
 """Where files come from: folders, other file systems, a crawl's list of paths."""
 
 import gzip
-import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +14,7 @@ from puna.corpus.read import RawPage, read, read_original
 from puna.corpus.source import File, digest, find_files
 from puna.errors import PunaError
 from puna.recipe import Corpus
+from tests.serving import serving
 
 from .conftest import http, page, prose, record
 
@@ -96,12 +96,8 @@ def server(tmp_path: Path) -> Iterator[str]:
     (root / "crawl").mkdir(parents=True)
     (root / "crawl" / "a.warc.gz").write_bytes(ARCHIVE)
     handler = partial(QuietHandler, directory=str(root))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

@@ -91,8 +91,6 @@ def serve_stdio(mode: str) -> None:
 class HttpServer(ThreadingHTTPServer):
     """Sessions are asked for; odd requests are answered with JSON, even ones with events."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/mcp"

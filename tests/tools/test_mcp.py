@@ -4,13 +4,13 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
 from puna.errors import PunaError
 from puna.text.message import ToolCall
 from puna.tools import Toolbox, mcp, open_toolbox
+from tests.serving import serving
 from tests.tools.mcp_server import HttpServer
 
 SERVER = f"{sys.executable} {Path(__file__).with_name('mcp_server.py')}"
@@ -18,13 +18,8 @@ SERVER = f"{sys.executable} {Path(__file__).with_name('mcp_server.py')}"
 
 @pytest.fixture
 def http() -> Iterator[HttpServer]:
-    server = HttpServer()
-    thread = Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(HttpServer()) as server:
+        yield server
 
 
 @pytest.fixture(params=["stdio", "http"])

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +13,7 @@ from puna.errors import PunaError
 from puna.text.message import ToolCall
 from puna.tools import Toolbox, open_toolbox
 from puna.tools.web import brave_search, find_key, wolfram_alpha
+from tests.serving import serving
 
 BRAVE = {
     "type": "search",
@@ -46,8 +46,6 @@ WOLFRAM = {
 class Server(ThreadingHTTPServer):
     """Answers in turn with (status, headers, body); the last answer stays."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: list[tuple[int, dict[str, str], Any]] = []
@@ -74,13 +72,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    thread = Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Server()) as server:
+        yield server
 
 
 def ask(tool: str, server: Server, query: str = "llama") -> tuple[str, bool]:
