@@ -87,12 +87,13 @@ class Log:
     def figures(self, step: int, **values: float) -> None:
         with self.path.open("a") as handle:
             handle.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard import FileWriter
 
-            self._board = SummaryWriter(str(self.folder / "tensorboard" / self.stage))
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        if self._board is None:
+            self._board = FileWriter(str(self.folder / "tensorboard" / self.stage))
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._board.add_summary(Summary(value=points), step)  # one event: an event each took a hundredth of a step
 
     def close(self) -> None:
         """Write to TensorBoard what is still held back; a later figure opens it again."""
