@@ -87,7 +87,7 @@ class Log:
     def figures(self, step: int, **values: float) -> None:
         with self.path.open("a") as handle:
             handle.write(json.dumps({"step": step, **values}) + "\n")
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
         from torch.utils.tensorboard import FileWriter
 
         if self._board is None:
