@@ -23,7 +23,8 @@ from puna.text.chat import Chat, Message, parse, render
 from puna.text.tokenizer import Tokenizer
 from puna.tools import CALCULATOR, last_number, run_call
 
-MODELS = ("pretrain", "sft", "dpo")
+MODELS = ("pretrain", "sft", "dpo", "rounds")
+"""In the order of their making; the last that a run has is its result."""
 Answered = tuple[str, np.ndarray, list[dict[str, Any]]]
 """A task, whether each answer is right, and the replies."""
 
@@ -32,24 +33,25 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     """Models, held-out text and questions -> figures, and samples.jsonl with every reply."""
     with (inputs["synthesize"] / "held_out.jsonl").open(encoding="utf-8") as lines:
         questions = [json.loads(line) for line in lines]
+    models = [name for name in MODELS if name in inputs]
     metrics = {}
     right: dict[tuple[str, str], np.ndarray] = {}
     tasks = dict.fromkeys(question["task"] for question in questions)
     of_task = [[question for question in questions if question["task"] == task] for task in tasks]
-    jobs = [(inputs[name], asked, recipe.evals, recipe.seed) for name in MODELS for asked in of_task]
+    jobs = [(inputs[name], asked, recipe.evals, recipe.seed) for name in models for asked in of_task]
     results = run_jobs(answer_task, jobs, log, "questions")
     with (out / "samples.jsonl").open("w", encoding="utf-8") as samples:
         for place, answered in enumerate(results):
-            name = MODELS[place // len(of_task)]
+            name = models[place // len(of_task)]
             for task, marks, replies in answered:
                 right[name, task] = marks
                 metrics[f"{task}.{name}"] = proportion(marks)
                 for reply in replies:
                     samples.write(json.dumps({"model": name, "task": task, **reply}, ensure_ascii=False) + "\n")
-    for task in [task for name, task in right if name == MODELS[-1]]:
-        metrics[task] = metrics[f"{task}.{MODELS[-1]}"]
+    for task in [task for name, task in right if name == models[-1]]:
+        metrics[task] = metrics[f"{task}.{models[-1]}"]
         metrics[f"{task}.change"] = change(right["sft", task], right["dpo", task])
-    return metrics | bits_per_byte(recipe, inputs, log)
+    return metrics | bits_per_byte(recipe, inputs, models, log)
 
 
 def answer_task(model: Path, asked: list[dict[str, Any]], knobs: Evals, seed: int) -> list[Answered]:
@@ -132,7 +134,7 @@ def tell(engine: Engine, asked: list[dict[str, Any]], replies: list[list[int]], 
     return [{"question": q["question"], "reply": t, "right": bool(m)} for q, t, m in zip(asked, texts, marks)]
 
 
-def bits_per_byte(recipe: Recipe, inputs: dict[str, Path], log: Log) -> dict[str, Any]:
+def bits_per_byte(recipe: Recipe, inputs: dict[str, Path], models: list[str], log: Log) -> dict[str, Any]:
     """Bits per byte of held-out text: the models', a bigram model's and xz's."""
     texts = held_out_texts(inputs["corpus"] / "held_out.parquet", recipe.pretrain.mix, recipe.evals.held_out_bytes)
     if not texts:
@@ -143,9 +145,9 @@ def bits_per_byte(recipe: Recipe, inputs: dict[str, Path], log: Log) -> dict[str
     metrics = {"eval.held_out": figure(float(sizes.sum()), "bytes", n=len(texts))}
     seed, unit = recipe.seed, "bits/byte"
     parts = np.array_split(np.arange(len(documents)), 4)
-    jobs = [(inputs[m], [documents[i] for i in part], recipe.pretrain.seq_len) for m in MODELS for part in parts]
+    jobs = [(inputs[m], [documents[i] for i in part], recipe.pretrain.seq_len) for m in models for part in parts]
     results = run_jobs(read_text, jobs, log, "held-out text")
-    for place, name in enumerate(MODELS):
+    for place, name in enumerate(models):
         bits = np.concatenate(results[place * len(parts) : (place + 1) * len(parts)])
         metrics[f"eval.bits_per_byte.{name}"] = ratio(bits, sizes, unit, seed)
     metrics["eval.bits_per_byte"] = metrics["eval.bits_per_byte.pretrain"]

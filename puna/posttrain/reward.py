@@ -1,8 +1,8 @@
 """Training the reward model (section 4.1.2): from the pretrained checkpoint, on all preferences so far.
 
-A row holds conversations of a prompt and its two or three ranked answers in random order, each of which sees the
-prompt and itself only (reward_model.py). The loss is Llama 2's without its margin: -log sigmoid(better - worse), over
-every two answers to a prompt.
+A row holds conversations of a prompt and its ranked answers in random order, each of which sees the prompt and itself
+only (reward_model.py). Pairs of one prompt and one better answer are one conversation: its prompt is read once. The
+loss is Llama 2's without its margin: -log sigmoid(better - worse), over every two answers to a prompt.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def _train(world: World, knobs: Reward, seed: int, base: Path, pairs: list[Path]
     tokenizer = Tokenizer.load(base)
     rankings = Rankings(read_pairs(*pairs), knobs, tokenizer.pad_id, seed)
     if world.rank == 0:
-        log.message(f"{len(rankings.pairs):,} preferences in {len(rankings.bins):,} rows")
+        log.message(f"{len(rankings.rankings):,} prompts with ranked answers in {len(rankings.bins):,} rows")
     model = RewardModel.from_language_model(load_hf(base, dtype=torch.float32))
     add_adapters(model, knobs.lora, seed, trained=["score"])
     train(model, rankings, Ranking(), knobs, world, work_folder(out), log, "reward model")
@@ -60,18 +60,46 @@ def _train(world: World, knobs: Reward, seed: int, base: Path, pairs: list[Path]
         save_reward(model, tokenizer, out)
 
 
+Ranked = tuple[list[int], list[tuple[int, list[int]]]]
+"""A prompt and its answers, each with its rank: a lower one is better, equal ones are not compared."""
+
+
+def merge(pairs: Sequence[Pair], room: int) -> list[Ranked]:
+    """Pairs as conversations of at most `room` tokens, those of one prompt with the same better answers joined."""
+    found: list[Ranked] = []
+    latest: dict[str, Ranked] = {}
+    for pair in pairs:
+        *above, rejected = pair.ranked
+        key, worst = str((pair.prompt, above)), (len(above), rejected)
+        _, ranked = there = latest.get(key, (pair.prompt, []))
+        if worst in ranked:
+            continue
+        if not ranked or size(there) + len(rejected) > room or len(ranked) == BRANCHES - 1:
+            latest[key] = pair.prompt, [*enumerate(above), worst]
+            found.append(latest[key])
+        else:
+            ranked.append(worst)
+    return found
+
+
+def size(ranked: Ranked) -> int:
+    """Tokens of a conversation."""
+    return len(ranked[0]) + sum(len(answer) for _, answer in ranked[1])
+
+
 class Rankings:
     """Preferences as training rows. A label is the rank of the answer that ends at its token; others are IGNORE."""
 
     def __init__(self, pairs: list[Pair], knobs: Reward, pad_id: int, seed: int) -> None:
-        lengths = [len(pair.prompt) + sum(map(len, pair.ranked)) for pair in pairs]
+        self.rankings = merge(pairs, knobs.seq_len)
+        lengths = [size(ranked) for ranked in self.rankings]
         if not pairs or max(lengths) > knobs.seq_len:
             longest = max(lengths, default=0)
             raise PunaError(
                 f"{len(pairs)} preferences, the longest of {longest} tokens, reward.seq_len is {knobs.seq_len}; "
                 "bring some, or raise it"
             )
-        self.pairs, self.seq_len, self.pad_id, self.seed = pairs, knobs.seq_len, pad_id, seed
+        self.seq_len, self.pad_id, self.seed = knobs.seq_len, pad_id, seed
         self.bins = pack(lengths, knobs.seq_len, rng(seed, "pack rankings"))
         self.orders = [rng(seed, "rankings", epoch).permutation(len(self.bins)) for epoch in range(knobs.epochs)]
 
@@ -87,13 +115,13 @@ class Rankings:
             chosen = self.bins[self.orders[epoch][place]]
             at = 0
             for conversation, which in enumerate(chosen):
-                pair = self.pairs[which]
-                ranks = rng(self.seed, "answers", epoch, which).permutation(len(pair.ranked))
-                ids, numbering, ends = branches(pair.prompt, [pair.ranked[rank] for rank in ranks])
+                prompt, ranked = self.rankings[which]
+                order = rng(self.seed, "answers", epoch, which).permutation(len(ranked))
+                ids, numbering, ends = branches(prompt, [ranked[place][1] for place in order])
                 here = slice(at, at + len(ids))
                 tokens[r, here] = torch.tensor(ids)
                 documents[r, here] = conversation * BRANCHES + torch.tensor(numbering)
-                labels[r, here][ends] = torch.from_numpy(ranks)
+                labels[r, here][ends] = torch.tensor([ranked[place][0] for place in order])
                 at += len(ids)
             documents[r, at:] = len(chosen) * BRANCHES
         return Batch(tokens, labels, documents)

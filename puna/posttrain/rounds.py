@@ -139,7 +139,7 @@ class Rounds:
             drawn = draw(self.steps[step], problems, self.knobs, seed, log, scorer)
         else:
             drawn = read_drawn(self.steps[f"{name}/sample"] / "drawn.jsonl")
-        chats = chats_of(problems, drawn, Tokenizer.load(self.base))
+        chats = chats_of(problems, drawn, Tokenizer.load(self.base), self.knobs.problems_per_chat)
         write_text(out / "chats.jsonl", "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats))
         return metrics | {"chats": figure(len(chats)), "by_reward": figure(int(by_reward))}
 

@@ -149,8 +149,11 @@ def distinct(answers: Any) -> list[list[int]]:
     return [list(answer) for answer in dict.fromkeys(map(tuple, answers))]
 
 
-def chats_of(problems: Sequence[Problem], drawn: Sequence[Drawn], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Problems whose every chosen answer led to an end, as chats in OpenAI's form."""
+def chats_of(
+    problems: Sequence[Problem], drawn: Sequence[Drawn], tokenizer: Tokenizer, together: int = 1
+) -> list[dict[str, Any]]:
+    """Problems whose every chosen answer led to an end, as chats in OpenAI's form: `together` problems in one, which
+    are tokens saved, since each chat tells of the tools."""
     chats: dict[int, Chat] = {}
     ended = []
     for each in drawn:
@@ -161,13 +164,14 @@ def chats_of(problems: Sequence[Problem], drawn: Sequence[Drawn], tokenizer: Tok
         chat.messages += [message, *execute(message)]
         if not message.tool_calls and is_finished(each.responses[each.chosen], tokenizer):
             ended.append(each.problem)
+    groups = (ended[at : at + together] for at in range(0, len(ended), together))
     return [
         {
             "source": "sampled",
-            "messages": [message.to_dict() for message in chats[n].messages],
+            "messages": [message.to_dict() for n in group for message in chats[n].messages],
             "tools": [CALCULATOR.schema],
         }
-        for n in ended
+        for group in groups
     ]
 
 

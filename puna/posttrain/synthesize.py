@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-import xxhash
 
 from puna.log import Log
 from puna.posttrain import tool_problems
+from puna.posttrain.synthesis import stage as synthesis
+from puna.posttrain.tool_problems import WORDS
 from puna.recipe import Recipe, Synthesize
 from puna.run import figure
 from puna.text.message import Message, ToolCall
@@ -34,7 +35,6 @@ LANGUAGES = {
     "pt": "Portuguese",
     "th": "Thai",
 }
-WORDS = {"+": "plus", "-": "minus", "*": "times"}
 ASKING = (
     "What is {a} {word} {b}?",
     "What is {a} {op} {b}?",
@@ -95,6 +95,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     asked += [SMALL_TALK[i] for i in talk]
     # a tool at hand is not a reason to use it (section 4.3.5)
     sft += [_chat(*pair, tools=number % 4 == 0) for number, pair in enumerate(asked)]
+    written, figures = synthesis.make(recipe, inputs["corpus"], out, log)
+    sft += written
     rng(seed, "sft order").shuffle(sft)  # pyright: ignore[reportArgumentType]
 
     preference = [
@@ -108,7 +110,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
         log.message(f"{name}: {len(lines):,} lines")
-    return {"synthesize.chats": figure(len(sft)), "synthesize.preference_problems": figure(len(preference))}
+    counts = {"synthesize.chats": figure(len(sft)), "synthesize.preference_problems": figure(len(preference))}
+    return counts | figures
 
 
 def call_files(knobs: Synthesize, seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -134,8 +137,7 @@ def call_files(knobs: Synthesize, seed: int) -> dict[str, list[dict[str, Any]]]:
 
 def group_of(a: int, b: int) -> str:
     """The one group an operand pair is used in; its order does not matter."""
-    number = xxhash.xxh3_64_intdigest(f"{min(a, b)},{max(a, b)}".encode()) % 10
-    return {0: "held_out", 1: "preference"}.get(number, "sft")
+    return {"train": "sft", "validation": "preference"}.get(group := tool_problems.group_of(a, b), group)
 
 
 def problems(group: str, count: int, max_operand: int, seed: int) -> Iterator[Problem]:

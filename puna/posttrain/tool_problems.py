@@ -1,7 +1,7 @@
 """Problems with verifiable solutions by tool calls: single, nested, parallel, and such that need no tool (4.3.5).
 
 A problem says what each message of a right solution gives when its calls are executed, so that an answer is judged by
-execution and not by its wording. Operand pairs are divided by their hash, as in synthesize.py: what is evaluated on
+execution and not by its wording. Operand pairs are divided by their hash, for synthesize.py too: what is evaluated on
 occurs nowhere in training, in no order and with no operation.
 """
 
@@ -62,7 +62,7 @@ Problem = dict[str, Any]
 
 def group_of(*key: int | str) -> str:
     """The one group that operands in any order, or a word, are used in: train, validation or held_out."""
-    text = ",".join(map(str, sorted(key, key=str)))
+    text = ",".join(map(str, sorted(key)))  # pyright: ignore[reportArgumentType]
     return {0: "held_out", 1: "validation"}.get(xxhash.xxh3_64_intdigest(text.encode()) % 10, "train")
 
 

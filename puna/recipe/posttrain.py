@@ -38,19 +38,25 @@ class Synthesize(Knobs):
     """Held-out problems of these kinds that nothing is decided by: what is reported."""
 
 
-class Sft(Training):
+class Finetuning(Training):
+    """What SFT, the reward model and DPO have in common; batch and epochs are ours."""
+
+    batch_rows: int = Field(64, ge=1)
+    epochs: int = Field(1, ge=1)
+    peak_lr: float = Field(1e-5, gt=0)
+    """Sections 4.1.3 and 4.1.4; the paper gives no value for the reward model."""
+    warmup_steps: int = Field(10, ge=0)
+    lora: Lora = Lora()
+
+
+class Sft(Finetuning):
     """Supervised finetuning: cross-entropy on assistant tokens (section 4.1.3)."""
 
-    seq_len: int = Field(8192, ge=8)
-    batch_rows: int = Field(64, ge=1)
     epochs: int = Field(2, ge=1)
     weights: dict[str, float] = {}
     """How many times in an epoch a chat is read, by its `source`; 1 if it is not named. The paper repeats sources of
     high quality and reads a part of others (section 4.3)."""
-    peak_lr: float = Field(1e-5, gt=0)
-    """Section 4.1.3."""
     warmup_steps: int = Field(100, ge=0)
-    lora: Lora = Lora()
 
     @model_validator(mode="after")
     def weights_are_not_negative(self) -> "Sft":
@@ -59,15 +65,8 @@ class Sft(Training):
         return self
 
 
-class Reward(Training):
+class Reward(Finetuning):
     """The reward model: ranked answers to a prompt (section 4.1.2). The paper gives no hyper-parameters for it."""
-
-    seq_len: int = Field(8192, ge=8)
-    batch_rows: int = Field(64, ge=1)
-    epochs: int = Field(1, ge=1)
-    peak_lr: float = Field(1e-5, gt=0)
-    warmup_steps: int = Field(10, ge=0)
-    lora: Lora = Lora()
 
 
 class Posttrain(Knobs):
@@ -85,6 +84,8 @@ class Posttrain(Knobs):
     the first that is right when its calls are executed. For tool use the paper samples without a reward model."""
     pairs_per_prompt: int = Field(2, ge=1)
     """Preference pairs from the responses to a prompt, at most."""
+    problems_per_chat: int = Field(1, ge=1)
+    """Solved problems that SFT learns as one dialogue: ours, to save prompts."""
     average: list[float] = Field([1.0, 0.5], min_length=1)
     """The models that are averaged at each stage (section 4.1.5), each by its multiple of the stage's peak_lr; each
     has an order of the data of its own."""
@@ -100,18 +101,12 @@ class Posttrain(Knobs):
         return self
 
 
-class Dpo(Training):
+class Dpo(Finetuning):
     """Direct preference optimization on pairs labelled by execution (section 4.1.4)."""
 
-    seq_len: int = Field(8192, ge=8)
     batch_rows: int = Field(64, ge=1)
     """Rows of a step; a pair fills one row with its chosen and its rejected dialogue."""
-    epochs: int = Field(1, ge=1)
-    peak_lr: float = Field(1e-5, gt=0)
-    """Section 4.1.4."""
-    warmup_steps: int = Field(10, ge=0)
     weight_decay: float = Field(0.0, ge=0)
-    lora: Lora = Lora()
     beta: float = Field(0.1, gt=0)
     """Section 4.1.4."""
     nll: float = Field(0.2, ge=0)

@@ -17,8 +17,8 @@ from puna.report.figures import Bar, Curve, Dot, Row, bar_chart, dot_chart, line
 from puna.run import Metrics, Run
 from puna.train.batches import blends_of, share_out
 
-MODELS = {"pretrain": "pretrained", "sft": "after SFT", "dpo": "after DPO"}
-STYLES = {"pretrain": "series1", "sft": "series2", "dpo": "series3"}
+MODELS = {"pretrain": "pretrained", "sft": "after SFT", "dpo": "after DPO", "rounds": "after the rounds"}
+STYLES = {"pretrain": "series1", "sft": "series2", "dpo": "series3", "rounds": "series4"}
 TASKS = {
     "tools.single.on": "Arithmetic with the calculator",
     "tools.single.sampled": "Arithmetic with the calculator, sampled",
@@ -261,7 +261,9 @@ def scores(metrics: Metrics) -> dict[str, Any] | None:
             levels[rows[-1].label] = CHANCE[task]
         lines.append({"task": task, "title": title, "scores": found, "change": metrics.get(f"{task}.change")})
     chart = dot_chart("Scores after each stage", rows, "share of right answers", 0.0, 1.0, levels)
-    return {"figure": chart, "lines": lines, "legend": [(STYLES[m], label) for m, label in MODELS.items()]}
+    models = [m for m in MODELS if any(m in line["scores"] for line in lines)]
+    legend = [(STYLES[m], MODELS[m]) for m in models]
+    return {"figure": chart, "lines": lines, "legend": legend, "models": models}
 
 
 def samples(run: Run, each: int = 2) -> list[dict[str, Any]] | None:

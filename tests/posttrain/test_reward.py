@@ -14,7 +14,7 @@ from puna.log import Log
 from puna.model.weights import load_hf
 from puna.posttrain import reward
 from puna.posttrain.preferences import Pair, pair_lines, read_pairs
-from puna.posttrain.reward import Ranking, Rankings, ranks_right
+from puna.posttrain.reward import Ranking, Rankings, merge, ranks_right
 from puna.posttrain.reward_model import BRANCHES, RewardModel, Scorer, branch_mask, load_reward, save_reward
 from puna.recipe import Recipe
 from puna.text.chat import Chat, Message, render
@@ -88,6 +88,17 @@ def test_answers_come_in_another_order_in_every_epoch(make_recipe: MakeRecipe):
     assert orders[:half] != orders[half:]
 
 
+def test_pairs_of_one_prompt_and_better_answer_share_their_prompt():
+    pairs = [Pair([1], [2], [3]), Pair([1], [2], [4, 4]), Pair([1], [5], [3]), Pair([1], [2], [3])]
+    pairs.append(Pair([1], [2], [6], [7]))
+    assert merge(pairs, 9) == [
+        ([1], [(0, [2]), (1, [3]), (1, [4, 4])]),
+        ([1], [(0, [5]), (1, [3])]),
+        ([1], [(0, [7]), (1, [2]), (2, [6])]),
+    ]
+    assert [len(ranked) for _, ranked in merge(pairs, 4)] == [2, 2, 2, 2, 3]  # what does not fit has an own prompt
+
+
 def test_the_loss_ranks_every_two_answers_to_a_prompt(model: RewardModel, make_recipe: MakeRecipe):
     pairs = random_pairs(8)
     rankings = Rankings(pairs, make_recipe(reward={"seq_len": 64}).reward, 0, seed=1)
@@ -157,7 +168,7 @@ def test_the_stage_learns_from_the_pretrained_model(
     near = [pair._replace(chosen=pair.rejected, rejected=pair.chosen, strength="slightly better")
             for pair in marked_pairs(tokenizer, 200, 2)]  # fmt: skip
     path.write_text(pair_lines(marked_pairs(tokenizer, 96, 0) + near))
-    knobs = {"seq_len": 32, "batch_rows": 8, "epochs": 12, "peak_lr": 1e-2, "micro_rows": 4, "warmup_steps": 2}
+    knobs = {"seq_len": 32, "batch_rows": 8, "epochs": 150, "peak_lr": 1e-2, "micro_rows": 4, "warmup_steps": 2}
     common = {"precision": "fp32", "compile": "off", "processes": 1}
     metrics = reward.fit(make_recipe(reward=knobs | common).reward, 0, model_folder, [path], out, log)
     assert metrics["reward.pairs"]["value"] == 96  # near ties are left out
