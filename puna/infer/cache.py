@@ -12,13 +12,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
+import psutil
 import torch
 
 from puna.infer.request import TokenLogprob
-from puna.model.llama import LlamaConfig
+from puna.model.llama import Llama, LlamaConfig
 
 BLOCK = 16
 """Tokens in a block."""
+CPU_CACHE = 2**30
+"""Bytes of a cache on a CPU, unless one longest request needs more."""
 
 
 def new_cache(config: LlamaConfig, blocks: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -32,6 +35,18 @@ def new_cache(config: LlamaConfig, blocks: int, dtype: torch.dtype, device: torc
 
 def block_bytes(config: LlamaConfig, dtype: torch.dtype) -> int:
     return config.layers * 2 * BLOCK * config.kv_heads * config.head_dim * dtype.itemsize
+
+
+def default_blocks(model: Llama, rows: int) -> int:
+    """Blocks for `rows` requests of the longest context, within half of a GPU's free memory; on a CPU, where other
+    engines may run beside, within CPU_CACHE or what one longest request needs, and a quarter of the free memory."""
+    weight, longest = next(model.parameters()), -(-model.config.max_seq_len // BLOCK)
+    size = block_bytes(model.config, weight.dtype)
+    if weight.is_cuda:
+        most = torch.cuda.mem_get_info(weight.device)[0] // 2 // size
+    else:
+        most = min(psutil.virtual_memory().available // 4 // size, max(longest, CPU_CACHE // size))
+    return max(1, min(rows * longest, int(most)))
 
 
 def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:

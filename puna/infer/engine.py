@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from puna.errors import PunaError
-from puna.infer.cache import BLOCK, BlockManager, block_bytes, new_cache
-from puna.infer.grammar import Grammars
+from puna.infer.cache import BLOCK, BlockManager, default_blocks, new_cache
+from puna.infer.grammar import Grammar, Grammars
 from puna.infer.native.runner import native_runner
 from puna.infer.request import Finish, Output, Request, Sampling, TokenLogprob
 from puna.infer.runner import FollowedRunner, Runner, TorchRunner, batch_of
@@ -34,8 +34,6 @@ __all__ = ["Engine", "Output", "Sampling", "TokenLogprob"]
 
 LOGITS = 2**24
 """Logits that exist at once where a whole prompt's are asked for."""
-CPU_CACHE = 2**30
-"""Bytes."""
 
 
 class Engine:
@@ -111,19 +109,31 @@ class Engine:
         """Blocks that no request holds, those of the prefix cache included."""
         return self._manager.free
 
-    def add(self, prompt: Sequence[int], sampling: Sampling, number: int = 0) -> int:
-        """Queue a prompt of token ids; the request's id. Its draws come from (sampling.seed, number).
+    def grammar(self, sampling: Sampling) -> Grammar | None:
+        """The grammar of a json_schema or regex, for `add`. It may take seconds to compile, and any thread may ask."""
+        return self._grammars(sampling)
+
+    def add(self, prompt: Sequence[int], sampling: Sampling, number: int = 0, grammar: Grammar | None = None) -> int:
+        """Queue a prompt of token ids; the request's id. Its draws come from (sampling.seed, number). A grammar that
+        the sampling asks for and that is not given is compiled here.
 
         Raises PunaError when the prompt is empty, holds what is no token, or could never fit.
         """
-        return self._add(prompt, sampling, number, self._text(sampling))
+        return self._add(prompt, sampling, number, self._text(sampling), grammar)
 
     def _text(self, sampling: Sampling) -> OutputText:
         return OutputText(self.tokenizer, () if sampling.ignore_stop else sampling.stop)
 
-    def _add(self, prompt: Sequence[int], sampling: Sampling, number: int, text: OutputText | None) -> int:
+    def _add(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        number: int,
+        text: OutputText | None,
+        grammar: Grammar | None = None,
+    ) -> int:
         self._check(prompt, sampling)
-        request = Request(self._next, list(prompt), sampling, number, text, self._grammars(sampling))
+        request = Request(self._next, list(prompt), sampling, number, text, grammar or self._grammars(sampling))
         request.ngrams = NGrams() if sampling.speculate == "ngram" else None
         self._next += 1
         self._requests[request.id] = request
@@ -360,10 +370,19 @@ class Engine:
             tokens = torch.tensor(rows, device=self.device)
             hidden = self.model.hidden(tokens[:, :-1])
             following = tokens[:, 1:].flatten()
-            picked = token_log_probs(hidden.flatten(0, 1), self.model.lm_head.weight, following).view(len(rows), -1)
+            picked = self._token_log_probs(hidden.flatten(0, 1), following).view(len(rows), -1)
             for i, row in zip(numbers, picked):
                 results[i] = row[: len(texts[i]) - 1].cpu()
         return results
+
+    def _token_log_probs(self, hidden: Tensor, following: Tensor) -> Tensor:
+        """Log-probability of each token `following` [n] after hidden states [n, dim]: [n], fp32."""
+        head = self.model.lm_head
+        if type(head) is nn.Linear:
+            return token_log_probs(hidden, head.weight, following)
+        size = max(1, LOGITS // self.model.config.vocab_size)  # int8 multiplies in a way of its own
+        parts = zip(hidden.float().split(size), following.split(size))
+        return torch.cat([-F.cross_entropy(head(x), tokens, reduction="none") for x, tokens in parts])
 
 
 def first_wanted(chunk: Chunk) -> int:
@@ -377,15 +396,3 @@ def first_wanted(chunk: Chunk) -> int:
 def masks_of(request: Request, count: int) -> list[np.ndarray | None]:
     """Which tokens the request's grammar allows at each of its next `count` places."""
     return request.grammar.masks(request.guesses) if request.grammar else [None] * count
-
-
-def default_blocks(model: Llama, rows: int) -> int:
-    """Blocks for `rows` requests of the longest context, within half of a GPU's free memory; on a CPU, where other
-    engines may run beside, within CPU_CACHE or what one longest request needs, and a quarter of the free memory."""
-    weight, longest = next(model.parameters()), blocks_for(model.config.max_seq_len)
-    size = block_bytes(model.config, weight.dtype)
-    if weight.is_cuda:
-        most = torch.cuda.mem_get_info(weight.device)[0] // 2 // size
-    else:
-        most = min(psutil.virtual_memory().available // 4 // size, max(longest, CPU_CACHE // size))
-    return max(1, min(rows * longest, int(most)))

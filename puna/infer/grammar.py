@@ -4,7 +4,9 @@ At each place the grammar says which tokens may follow, and all others are given
 the tokenizer's stop tokens are allowed; where it must, nothing else is.
 """
 
+import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import llguidance
@@ -17,31 +19,38 @@ from puna.text.tokenizer import Tokenizer
 FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One space after a comma and a colon, as in the calls of tools that models learn, and no other white space: where it
 is free, a weak model writes it for ever."""
+KEPT = 32
+"""Grammars that are kept for the next request that asks for the same, as every call of a tool does."""
 
 
 class Grammars:
-    """Makes grammars for a tokenizer. The tokenizer's table is made when the first is asked for."""
+    """Makes grammars for a tokenizer, in any thread. The tokenizer's table is made when the first is asked for."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._lock = tokenizer, threading.Lock()
         self._table: llguidance.LLTokenizer | None = None
+        self._compiled = lru_cache(KEPT)(self._compile)
 
     def __call__(self, sampling: Sampling) -> "Grammar | None":
-        """The grammar that a request asks for; PunaError when it cannot be read."""
-        if sampling.json_schema is None and sampling.regex is None:
+        """The grammar that a request asks for, at its beginning; PunaError when it cannot be read."""
+        if not sampling.constrained:
             return None
+        return self._compiled(sampling.json_schema, sampling.regex).copy()
+
+    def _compile(self, json_schema: str | None, regex: str | None) -> "Grammar":
         try:
-            if sampling.json_schema is not None:
-                schema = '{"type": "object"}' if sampling.json_schema.strip() == "{}" else sampling.json_schema
+            if json_schema is not None:
+                schema = '{"type": "object"}' if json_schema.strip() == "{}" else json_schema
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=FORM)
             else:
-                grammar = llguidance.LLMatcher.grammar_from_regex(sampling.regex or "")
+                grammar = llguidance.LLMatcher.grammar_from_regex(regex or "")
         except ValueError as error:
             raise PunaError(f"sampling.json_schema: {error}; give a JSON schema") from None
-        self._table = self._table or table(self._tokenizer)
+        with self._lock:
+            self._table = self._table or table(self._tokenizer)
         matcher = llguidance.LLMatcher(self._table, grammar, log_level=0)
         if matcher.is_error():
-            asked = "json_schema" if sampling.json_schema is not None else "regex"
+            asked = "json_schema" if json_schema is not None else "regex"
             raise PunaError(f"sampling.{asked} cannot be followed: {matcher.get_error().strip()}; simplify it")
         return Grammar(matcher, self._tokenizer.vocab_size)
 
@@ -51,6 +60,9 @@ class Grammar:
 
     def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
         self._matcher, self._vocab_size = matcher, vocab_size
+
+    def copy(self) -> "Grammar":
+        return Grammar(self._matcher.deep_copy(), self._vocab_size)
 
     def push(self, token: int) -> None:
         self._matcher.consume_token(token)

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from puna.errors import PunaError
-from puna.infer.cache import new_cache
-from puna.infer.engine import Engine, default_blocks
+from puna.infer.cache import default_blocks, new_cache
+from puna.infer.engine import Engine
 from puna.infer.parts import check_layout, cut
 from puna.infer.runner import TorchRunner
 from puna.model.llama import Llama

@@ -73,8 +73,13 @@ class Sampling:
         check("speculate", self.speculate in ("off", "ngram", "draft"), "off, ngram or draft")
         if self.json_schema is not None and self.regex is not None:
             raise PunaError("sampling.json_schema and sampling.regex exclude each other; drop one")
-        if self.ignore_stop and (self.json_schema is not None or self.regex is not None):
+        if self.ignore_stop and self.constrained:
             raise PunaError("sampling.ignore_stop goes on after a json_schema or regex has ended; drop one")
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the output must be of some form."""
+        return self.json_schema is not None or self.regex is not None
 
 
 @dataclass(frozen=True)

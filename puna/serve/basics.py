@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from puna.serve.errors import ApiError, JsonResponse
 from puna.serve.prompts import chat_of, chat_prompt, read_tools
 from puna.serve.requests import DetokenizeRequest, TokenizeRequest
-from puna.serve.served import Served, find
+from puna.serve.served import BUILT_WITH_LLAMA, Served, find
 
 router = APIRouter()
 
@@ -26,13 +26,15 @@ async def model(name: str, request: Request) -> Response:
 
 
 def card(served: Served) -> dict[str, Any]:
-    return {
+    found = {
         "id": served.name,
         "object": "model",
         "created": served.created,
         "owned_by": "puna",
         "max_model_len": served.max_len,
     }
+    # Section 1.b of the Llama 3.1 Community License wants the words shown.
+    return found | ({"license": f"llama{served.llama}", "notice": BUILT_WITH_LLAMA} if served.llama else {})
 
 
 @router.post("/tokenize")

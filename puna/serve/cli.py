@@ -112,6 +112,7 @@ def load(
     from puna.cli import find_model
     from puna.infer.engine import Sampling
     from puna.infer.parallel import load_engine
+    from puna.model.licence import llama_release
     from puna.model.weights import load_hf
     from puna.serve.served import Served
 
@@ -131,7 +132,8 @@ def load(
     options["budget"] = max(1024, 2 * (options["rows"] or 0))
     found = []
     for name, path in named.items():
-        engine = load_engine(find_model(path), **options)
+        directory = find_model(path)
+        engine = load_engine(directory, **options)
         if engine is None:
             return []
         guess: Any = speculate
@@ -140,7 +142,7 @@ def load(
             if engine.draft.config.vocab_size != engine.tokenizer.vocab_size:
                 raise PunaError(f"--speculate {speculate}: that model has another tokenizer than {name}")
         engine.generate([[engine.tokenizer.bos_id]], Sampling(2, ignore_stop=True))  # what is made at first use
-        found.append(Served(name, engine, metrics, profile, most, guess))
+        found.append(Served(name, engine, metrics, profile, most, guess, llama_release(directory)))
     return found
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from puna.serve.errors import ApiError, JsonResponse
 from puna.serve.requests import Body
-from puna.serve.served import Served, unless_gone
+from puna.serve.served import BUILT_WITH_LLAMA, Served, unless_gone
 from puna.text.message import ToolCall
 from puna.tools import Toolbox, ToolResult
 
@@ -32,7 +32,7 @@ class ToolsRequest(Body):
 
 @router.get("/config")
 async def config(request: Request) -> Response:
-    """Models, the tools that run here in the form that requests take them, and the longest context."""
+    """Models, the tools that run here in the form that requests take them, the longest context, and a notice."""
     models: dict[str, Served] = request.app.state.models
     conversations: Conversations = request.app.state.conversations
     return JsonResponse(
@@ -40,6 +40,7 @@ async def config(request: Request) -> Response:
             "models": list(models),
             "tools": conversations.offered(),
             "max_len": min(model.max_len for model in models.values()),
+            "notice": BUILT_WITH_LLAMA if any(model.llama for model in models.values()) else "",
         }
     )
 

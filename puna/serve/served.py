@@ -20,6 +20,7 @@ from puna.text.chat import Profile
 from puna.text.tokenizer import Tokenizer
 
 CLIENT_GONE = 499  # nginx's status for it; nobody reads the reply
+BUILT_WITH_LLAMA = "Built with Llama"
 
 
 class Served:
@@ -27,6 +28,7 @@ class Served:
 
     Attributes:
         speculate: how outputs are guessed ahead, which changes their speed alone.
+        llama: the release of Meta's Llama that the model descends from, None where its licence is not there.
         max_len: tokens that prompt and output may have together.
         fingerprint: changes with the configuration, the tokenizer and puna's version.
     """
@@ -39,8 +41,9 @@ class Served:
         profile: Profile = "hf",
         most: int = 256,
         speculate: Speculate = "off",
+        llama: str | None = None,
     ) -> None:
-        self.name, self.engine = name, engine
+        self.name, self.engine, self.llama = name, engine, llama
         self.speculate: Speculate = speculate
         self.profile: Profile = profile
         self.tokenizer: Tokenizer = engine.tokenizer

@@ -11,15 +11,19 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from puna.infer.engine import Output, Sampling
+from puna.infer.grammar import Grammar
 from puna.serve.errors import ApiError
 from puna.serve.metrics import ModelMetrics
 
 log = logging.getLogger("puna.serve")
 Result = TypeVar("Result")
+COMPILERS = 2
+"""Threads that compile grammars."""
 
 
 class StepEngine(Protocol):
@@ -29,7 +33,10 @@ class StepEngine(Protocol):
     def waiting(self) -> int: ...
     @property
     def running(self) -> int: ...
-    def add(self, prompt: Sequence[int], sampling: Sampling, number: int = 0) -> int: ...
+    def grammar(self, sampling: Sampling) -> Grammar | None: ...
+    def add(
+        self, prompt: Sequence[int], sampling: Sampling, number: int = 0, grammar: Grammar | None = None
+    ) -> int: ...
     def step(self) -> list[Output]: ...
     def abort(self, request: int) -> None: ...
 
@@ -95,6 +102,7 @@ class Worker:
         self._seconds = 1.0  # of a sequence, lately
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._jobs: dict[int, tuple[Job, int]] = {}  # the engine's number -> job, place
+        self._compilers = ThreadPoolExecutor(COMPILERS, "grammar")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -107,6 +115,7 @@ class Worker:
     def stop(self) -> None:
         self._inbox.put(None)
         self._thread.join()
+        self._compilers.shutdown(wait=False, cancel_futures=True)
 
     @property
     def alive(self) -> bool:
@@ -117,12 +126,19 @@ class Worker:
         self._admit(len(sequences))
         job = Job(self, sequences, unfinished=len(sequences))
         try:
-            await self.call(lambda: self._add(job))
+            grammars = [await self._grammar(sequence.sampling) for sequence in sequences]
+            await self.call(lambda: self._add(job, grammars))
         except BaseException:
             self.close(job)
             raise
         self.metrics.prompt_tokens.inc(sum(len(sequence.prompt) for sequence in sequences))
         return job
+
+    async def _grammar(self, sampling: Sampling) -> Grammar | None:
+        """What an output must follow, compiled where nobody else waits for it."""
+        if not sampling.constrained:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._compilers, self.engine.grammar, sampling)
 
     def _admit(self, count: int) -> None:
         if count > self.most:
@@ -175,11 +191,11 @@ class Worker:
                     return
                 command()
 
-    def _add(self, job: Job) -> None:
-        for place, sequence in enumerate(job.sequences):
+    def _add(self, job: Job, grammars: Sequence[Grammar | None]) -> None:
+        for place, (sequence, grammar) in enumerate(zip(job.sequences, grammars)):
             if job.closed:
                 break
-            number = self.engine.add(sequence.prompt, sequence.sampling, sequence.number)
+            number = self.engine.add(*sequence, grammar)
             job.ids.append(number)
             self._jobs[number] = job, place
 

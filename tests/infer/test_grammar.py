@@ -116,3 +116,16 @@ def test_masks_are_as_wide_as_any_vocabulary():
     assert [np.flatnonzero(mask).tolist() for mask in grammar.masks([]) if mask is not None] == [
         sorted(tokenizer.stop_ids)
     ]
+
+
+def test_requests_that_ask_for_the_same_begin_alike(make_engine: Make):
+    """A grammar is compiled once, and how far one output has come does not move the next."""
+    engine = make_engine()
+    sampling = Sampling(20, regex="[ab]{5}")
+    first, second = engine.grammar(sampling), engine.grammar(sampling)
+    assert first is not None and second is not None and first is not second  # noqa: PT018
+    assert engine._grammars._compiled.cache_info().misses == 1
+    before = second.masks([])[0]
+    first.push(ord("a"))
+    assert np.array_equal(before, second.masks([])[0])
+    assert text_of(engine, sampling)[0] == text_of(engine, sampling)[0]

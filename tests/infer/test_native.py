@@ -180,3 +180,17 @@ def test_an_engine_in_int8_says_what_pytorch_says(tmp_path: Path, precision: Any
     assert logprobs[0].logprob == pytest.approx(logprobs[1].logprob, abs=0.1)
     with pytest.raises(PunaError, match="int4"):
         Engine.load(tmp_path, precision="int4")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8_weights"])
+def test_log_probs_in_int8_are_near_the_models(precision: Any):
+    tokenizer = Tokenizer({bytes([i]): i for i in range(256)}, special_names(16))
+    config = replace(EVEN, vocab_size=272)
+    texts = [[5, 9, 200, 7], [1], [3] * 30]
+    exact = Engine(build(config), tokenizer, blocks=8).log_probs(texts)
+    for text, found, wanted in zip(
+        texts, Engine(build(config, precision), tokenizer, blocks=8).log_probs(texts), exact
+    ):
+        assert found.shape == (len(text) - 1,)
+        assert torch.allclose(found, wanted, atol=0.3)
+        assert not torch.equal(found, wanted) or len(text) == 1

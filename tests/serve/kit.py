@@ -60,7 +60,10 @@ class Scripted:
     def running(self) -> int:
         return len(self._going)
 
-    def add(self, prompt: Sequence[int], sampling: Sampling, number: int = 0) -> int:
+    def grammar(self, sampling: Sampling) -> Any:
+        return None
+
+    def add(self, prompt: Sequence[int], sampling: Sampling, number: int = 0, grammar: Any = None) -> int:
         request = len(self.asked)
         self.asked.append((list(prompt), sampling))
         ids = [*ids_of(self.script(prompt, number)), BYTES.eot_id]

@@ -108,3 +108,13 @@ def test_what_cannot_be_served(model: Path, words: list[str], told: str):
     result = CliRunner().invoke(app, ["serve", *(word.format(model=model) for word in words)])
     assert isinstance(result.exception, PunaError)
     assert told in str(result.exception)
+
+
+def test_the_licence_beside_a_model_is_found(model: Path):
+    assert cli.load([str(model)], Metrics(), None, "hf", 8, blocks=8, rows=4)[0].llama is None
+    licence = model / "LICENSE"
+    licence.write_text("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n", encoding="utf-8")
+    try:
+        assert cli.load([str(model)], Metrics(), None, "hf", 8, blocks=8, rows=4)[0].llama == "3.1"
+    finally:
+        licence.unlink()

@@ -2,10 +2,15 @@
 
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from puna.infer.engine import Sampling
+from tests.serve.kit import random_engine, serving
 
 SCHEMA = {
     "type": "object",
@@ -72,3 +77,25 @@ def test_what_is_no_grammar(live: SimpleNamespace, body: dict[str, Any]):
     reply = live.client.post("/v1/chat/completions", json={"model": "m0", "messages": ASK, **body})
     assert reply.status_code == 400
     assert "sampling." in reply.json()["error"]["message"]
+
+
+def test_others_go_on_while_a_grammar_is_compiled(monkeypatch: pytest.MonkeyPatch):
+    engine = random_engine()
+    compiling, go_on = threading.Event(), threading.Event()
+    compiled = engine.grammar
+
+    def slow(sampling: Sampling) -> Any:
+        compiling.set()
+        assert go_on.wait(30)
+        return compiled(sampling)
+
+    monkeypatch.setattr(engine, "grammar", slow)
+    body = {"prompt": "Hi", "max_tokens": 9}
+    with serving(engine) as live, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, live, "completions", **body, regex="[ab]{3}")
+        assert compiling.wait(30)
+        assert ask(live, "completions", **body)["usage"]["completion_tokens"] > 0
+        assert not asked.done()
+        go_on.set()
+        assert re.fullmatch("[ab]{3}", asked.result()["choices"][0]["text"])
+        assert live.models[0].worker.in_hand == 0

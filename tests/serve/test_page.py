@@ -24,7 +24,7 @@ TOLD = "<|start_header_id|>ipython<|end_header_id|>"
 class Likely(Scripted):
     """Gives each token 3 chances in 4, and `~` the rest."""
 
-    def add(self, prompt: Sequence[int], sampling: Sampling, number: int = 0) -> int:
+    def add(self, prompt: Sequence[int], sampling: Sampling, number: int = 0, grammar: Any = None) -> int:
         self.wanted = sampling.logprobs is not None
         return super().add(prompt, sampling, number)
 
@@ -419,3 +419,16 @@ def test_no_text_makes_markdown_slow(page: Any):
     )
     # a third of a second for the slowest; the bound tells a hang, not a speed
     assert max(milliseconds) < 60_000, [round(x) for x in milliseconds]
+
+
+def test_the_page_says_built_with_llama_where_a_model_is(page: Any, server: SimpleNamespace):
+    assert not page.is_visible("#notice")
+    server.models[1].llama = "3.1"
+    try:
+        for width in (1280, 390):  # on a phone too
+            page.set_viewport_size({"width": width, "height": 800})
+            page.reload()
+            page.wait_for_selector("#notice:visible")
+            assert page.inner_text("#notice") == "Built with Llama"
+    finally:
+        server.models[1].llama = None

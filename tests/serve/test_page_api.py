@@ -99,3 +99,15 @@ def test_metrics_count_tokens():
     assert float(lines['puna_first_token_seconds_count{model="m0"}']) == 1
     assert float(lines['puna_running{model="m0"}']) == 0
     assert float(lines['puna_total_blocks{model="m0"}']) == 1000
+
+
+def test_models_that_descend_from_llama_say_so():
+    with serving(Scripted(), Scripted()) as live:
+        live.models[1].llama = "3.1"
+        own, metas = live.client.get("/v1/models").json()["data"]
+        assert "license" not in own
+        assert (metas["license"], metas["notice"]) == ("llama3.1", "Built with Llama")
+        assert live.client.get("/v1/models/m1").json() == metas
+        assert live.client.get("/page/config").json()["notice"] == "Built with Llama"
+        live.models[1].llama = None
+        assert live.client.get("/page/config").json()["notice"] == ""

@@ -54,6 +54,8 @@ export function installSettings(preferences, onchange) {
       $("tools").disabled = !names.length;
       $("tool-names").textContent = names.length ? names.join(", ") : "None here: puna serve --tools offers some.";
       $("max_tokens").max = config.max_len;
+      $("notice").textContent = config.notice; // what the models' licence wants shown
+      $("notice").hidden = !config.notice;
     },
   };
 }
