@@ -190,7 +190,7 @@ def save_reference(batches: Preferences, model_folder: Path, path: Path, log: Lo
 def _train(world: World, knobs: Dpo, seed: int, base: Path, path: Path, out: Path, log: Log) -> None:
     work, tokenizer = work_folder(out), Tokenizer.load(base)
     batches = Preferences(read_pairs(path), np.load(work / "reference.npy"), knobs, tokenizer, seed)
-    model = add_adapters(load_hf(base, dtype=torch.float32), knobs.lora, seed)
+    model = add_adapters(load_hf(base), knobs.lora, seed)
     train(model, batches, Preference(knobs.beta, knobs.nll), knobs, world, work, log, "DPO")
     if world.rank == 0:
         save_model(finish_adapters(model, knobs.lora, out / "adapter"), tokenizer, out)

@@ -5,8 +5,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from puna.log import Log
 from puna.model.lora import add_adapters, finish_adapters
 from puna.model.weights import load_hf
@@ -51,7 +49,7 @@ def _train(
         batches = First(PackedChats(chats, knobs.seq_len, tokenizer.pad_id, epochs, seed), rows)
     if world.rank == 0:
         log.message(f"{len(batches.chats):,} chats in {len(batches.bins):,} rows; {batches.too_long} too long for one")
-    model = add_adapters(load_hf(base, dtype=torch.float32), knobs.lora, seed)
+    model = add_adapters(load_hf(base), knobs.lora, seed)
     loss = NextToken(compiled=use_compile(knobs, world.device))
     train(model, batches, loss, knobs, world, work_folder(out), log, "SFT")
     if world.rank == 0:
