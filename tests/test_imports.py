@@ -7,7 +7,10 @@ from pathlib import Path
 import puna
 
 ROOT = Path(puna.__file__).parent
-SHARED = {"model", "text", "train", "parallel", "infer", "tools", "recipe", "errors", "log", "machine", "run", "score"}
+SHARED = {
+    *("model", "text", "train", "parallel", "infer", "tools", "recipe", "endpoint", "errors", "log", "machine", "run"),
+    "score",
+}
 STAGES = {"corpus", "scaling", "pretrain", "posttrain", "evals", "report"}
 REFERENCES = {
     *("transformers", "llama_models", "accelerate", "trl", "peft", "lm_eval", "gguf"),

@@ -39,11 +39,13 @@ def label(
     """Ask a chat model for a label of each document. Stopped or killed, the same command goes on."""
     from puna.corpus import label as labels
     from puna.corpus.tasks import find_task
+    from puna.endpoint import Endpoint
 
     key = os.environ.get(key_env) if key_env else None
     if key_env and not key:
         raise PunaError(f"--key-env {key_env}: there is no such environment variable")
-    endpoint = labels.Endpoint(url, model, key, concurrency, timeout, tries, max_tokens=max_tokens)
+    named = f"--url, --model {model} and the key (--key-env)"
+    endpoint = Endpoint(url, model, key, concurrency, timeout, tries, max_tokens=max_tokens, named=named)
     chosen = labels.read_documents(documents)
     if limit:
         chosen = iter(labels.choose(chosen, limit, seed))

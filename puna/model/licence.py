@@ -42,6 +42,24 @@ def llama_release(directory: Path) -> str | None:
     return None
 
 
+def note_llama(out: Path, model: str, llama: str | None = None) -> str | None:
+    """Write the notice that goes with what a Llama wrote, and with models that learn from it; its release, or None.
+
+    Section 1.b of Llama 3.1's licence asks it of whoever trains a model with outputs of Llama. `model` is the model's
+    name, as "Llama-3.1-70B"; `llama` its release where the name does not tell it, or "" for one that is no Llama. The
+    licence itself is for the user to put beside it: an endpoint does not give it.
+    """
+    named = re.search(r"(?<![a-z])llama[-_ ]?v?(\d(?:\.\d)?)(?![\db])", model.lower()) if llama is None else None
+    release = llama_release(out) or llama or (named[1] if named else None)
+    if release and not llama_release(out):
+        notice = _notice(release)
+        learned = (
+            f"Data here were written or judged by Llama {release}; its licence holds for models that learn from them."
+        )
+        (out / "NOTICE").write_text(f"{notice}\n{learned}\n", encoding="utf-8")
+    return release
+
+
 def card_name(directory: Path, name: str) -> str:
     """The name that a model goes by: where it descends from Llama, one that begins with Llama."""
     return f"Llama-{name}" if llama_release(directory) and not name.lower().startswith("llama") else name
@@ -71,15 +89,12 @@ def write_card(out: Path, name: str, licence: str, about: str) -> None:
 
 
 def _llama_terms(out: Path, release: str) -> str:
-    notice = (
-        f"Llama {release} is licensed under the Llama {release} Community License, Copyright © Meta Platforms, Inc. "
-        "All Rights Reserved."
-    )
+    notice = _notice(release)
     if not any(path.name.upper().startswith("NOTICE") for path in licence_files(out)):
         (out / "NOTICE").write_text(notice + "\n", encoding="utf-8")
     files = ", ".join(f"`{path.name}`" for path in licence_files(out))
-    return f"""**Built with Llama.** This model descends from Meta's Llama {release}, whose licence holds for every
-copy: {files}.
+    return f"""**Built with Llama.** This model descends from Meta's Llama {release}, or learned from what that
+wrote; its licence holds for every copy: {files}.
 
 {notice}
 
@@ -92,6 +107,13 @@ Whoever passes this model, or a product with it, on to others
 - needs a licence of Meta's own if the products of its company had more than 700 million monthly users when
   Llama {release} was released.
 """
+
+
+def _notice(release: str) -> str:
+    return (
+        f"Llama {release} is licensed under the Llama {release} Community License, Copyright © Meta Platforms, Inc. "
+        "All Rights Reserved."
+    )
 
 
 def _own_terms(out: Path, licence: str) -> tuple[str, str]:

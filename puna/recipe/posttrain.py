@@ -6,11 +6,12 @@ from pydantic import Field, model_validator
 
 from puna.recipe.knobs import Knobs
 from puna.recipe.lora import Lora
+from puna.recipe.synthesis import Synthesis
 from puna.recipe.training import Training
 
 
-class Synthesize(Knobs):
-    """Chats made from the corpus and from arithmetic problems (narrow form of section 4.3)."""
+class Synthesize(Synthesis):
+    """Chats made from the corpus, from arithmetic problems and, where asked, by a model (section 4.3)."""
 
     tool_chats: int = Field(12_000, ge=0)
     """Arithmetic dialogues that call the calculator, for SFT."""

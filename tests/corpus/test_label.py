@@ -6,11 +6,9 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,81 +17,33 @@ import pytest
 from puna.corpus.label import Account, Endpoint, label, read_documents, read_labels
 from puna.corpus.tasks import TASKS, find_task
 from puna.errors import PunaError
+from tests.openai_server import Reply, Server, answering, completion
 from tests.serving import serving
 
 DOCUMENTS = [(f"d{i:02d}", f"text {i} " + ("good " if i % 3 else "bad ") * 5) for i in range(30)]
-Reply = tuple[int, Any, dict[str, str]]
-
-
-def completion(content: Any, tokens: tuple[int, int] = (100, 2)) -> Reply:
-    body = {
-        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "judge",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)},
-    }  # fmt: skip
-    return 200, body, {}
 
 
 def judge(request: dict[str, Any]) -> Reply:
     return completion("1" if "good" in request["messages"][1]["content"] else "0")
 
 
-class Server:
-    """Answers POST /v1/chat/completions by a function of the request; counts what was asked."""
-
-    def __init__(self) -> None:
-        self.reply: Callable[[dict[str, Any]], Reply | None] = judge
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[Any] = []
-        self.at_once = self.most = 0
-        lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                assert self.path == "/v1/chat/completions"
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.requests.append(request)
-                    outer.headers.append(self.headers)
-                    outer.at_once += 1
-                    outer.most = max(outer.most, outer.at_once)
-                reply = outer.reply(request)
-                with lock:
-                    outer.at_once -= 1
-                if reply is None:  # hang up without an answer
-                    return
-                status, body, headers = reply
-                data = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-
-    def asked(self) -> Counter[str]:
-        """How often each document was shown."""
-        found = (re.search(r"text (\d+) ", request["messages"][1]["content"]) for request in self.requests)
-        return Counter(f"d{int(match[1]):02d}" for match in found if match)
+def asked(server: Server) -> Counter[str]:
+    """How often each document was shown."""
+    found = (re.search(r"text (\d+) ", request["messages"][1]["content"]) for request in server.requests)
+    return Counter(f"d{int(match[1]):02d}" for match in found if match)
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server()
-    with serving(made.http):
+    with answering(judge) as made:
         yield made
 
 
 @pytest.fixture
 def ask(server: Server, tmp_path: Path, log) -> Callable[..., Account]:
     def run(documents=DOCUMENTS, task: str = "quality", **options: Any) -> Account:
-        endpoint = Endpoint(server.url, "judge", **{"wait": 0.001, "concurrency": 4} | options)
+        named = "--url, --model judge and the key"
+        endpoint = Endpoint(server.url, "judge", **{"wait": 0.001, "concurrency": 4, "named": named} | options)
         return label(documents, find_task(task), endpoint, tmp_path / "labels.jsonl", log)
 
     return run
@@ -206,7 +156,7 @@ def test_a_document_that_fails_is_left_out_and_asked_again_the_next_time(server:
     account = ask()
     assert (account.labelled, account.failed) == (29, 1)
     assert account.failures == ['d07: status 400: {"error": "context length"}']
-    assert server.asked()["d07"] == 1  # such an error does not go away
+    assert asked(server)["d07"] == 1  # such an error does not go away
     server.reply = judge
     account = ask()
     assert (account.labelled, account.already, account.failed) == (1, 29, 0)
@@ -238,7 +188,7 @@ def test_a_line_that_was_cut_off_is_asked_again(server: Server, ask, tmp_path: P
     (tmp_path / "labels.jsonl").write_bytes(whole[:-20])
     assert ask().labelled == 1
     assert (tmp_path / "labels.jsonl").read_bytes() == whole
-    assert server.asked() == {"d29": 1}
+    assert asked(server) == {"d29": 1}
     (tmp_path / "labels.jsonl").write_text("no json\n")
     with pytest.raises(PunaError, match=r"labels.jsonl, line 1: no label"):
         ask()

@@ -1,0 +1,24 @@
+"""Chats of the corpus, of a model and of a sandbox: the part of [synthesize] that is off by default."""
+
+from pydantic import Field, model_validator
+
+from puna.recipe.endpoint import Endpoint
+from puna.recipe.knobs import Knobs
+
+
+class Synthesis(Knobs):
+    """Synthetic data (sections 4.3.1, 4.3.4 and 4.3.5). Counts are ours: the paper's are of another order."""
+
+    endpoint: Endpoint = Endpoint()  # pyright: ignore[reportCallIssue]
+    """The model that writes."""
+    functions: int = Field(0, ge=0)
+    """Dialogues that call functions found in the corpus, made by rule (section 4.3.5)."""
+    reword: bool = False
+    """Let the model put their questions into its own words."""
+
+    @model_validator(mode="after")
+    def what_is_written_has_a_writer(self) -> "Synthesis":
+        asked = [name for name in ("reword",) if getattr(self, name)]
+        if asked and not self.endpoint.url:
+            raise ValueError(f"{asked[0]} = {getattr(self, asked[0])!r} asks a model; give synthesize.endpoint.url")
+        return self
