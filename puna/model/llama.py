@@ -9,6 +9,7 @@ Shapes: B rows, S tokens a row, K keys to attend to (S, or more with a cache), D
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -266,9 +267,9 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
 
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> Self:
-        """Draw all weights anew, in the order of the modules, and return the model.
+    def draw_weights(self, generator: torch.Generator | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(name, initial value) of every weight, on the CPU, drawn one after the other in the order of the modules; the
+        model itself stays as it is and may be without memory.
 
         The paper gives no initialisation; this one is ours. Embedding: standard deviation 1, so that the
         residual stream starts at the scale at which the blocks write to it (with 0.02 they drown the token:
@@ -278,13 +279,18 @@ class Llama(nn.Module):
         """
         for name, module in self.named_modules():
             if isinstance(module, RMSNorm):
-                nn.init.ones_(module.weight)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, generator=generator)
-            elif isinstance(module, nn.Linear):
-                residual = name.endswith(("o_proj", "down_proj"))
-                fan_in = module.in_features * (2 * self.config.layers if residual else 1)
-                nn.init.normal_(module.weight, std=fan_in**-0.5, generator=generator)
+                yield f"{name}.weight", torch.ones_like(module.weight, device="cpu")
+            elif isinstance(module, (nn.Embedding, nn.Linear)):
+                fan_in = module.in_features if isinstance(module, nn.Linear) else 1
+                fan_in *= 2 * self.config.layers if name.endswith(("o_proj", "down_proj")) else 1
+                value = torch.empty_like(module.weight, device="cpu")
+                yield f"{name}.weight", value.normal_(std=fan_in**-0.5, generator=generator)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> Self:
+        """Give all weights their initial values, and return the model."""
+        for name, value in self.draw_weights(generator):
+            self.get_parameter(name).copy_(value)
         return self
 
     def hidden(

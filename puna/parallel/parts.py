@@ -1,7 +1,7 @@
 """A Llama in parts over the processes of a mesh, as the training loop sees it."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,8 @@ from puna.train.losses import Loss
 
 
 class Parts:
-    """Cuts `model` by the layout of the options; it lends its weights and is empty until `finish`.
+    """Cuts `model` by the layout of the options; it lends its weights, if it has some (else `fill` brings them), and is
+    empty until `finish`.
 
     Parameters, gradients and moments are fp32 DTensors; the parameters are gathered in the training's precision.
     """
@@ -61,8 +62,9 @@ class Parts:
             part.to_empty(device=world.device).train()
         self.parameters = {name: p for part in self.parts for name, p in part.named_parameters()}
         self.module: nn.Module = nn.ModuleList(self.parts)
-        fill(self.parameters, model.state_dict())
-        model.to("meta")
+        if not model.embed_tokens.weight.is_meta:
+            self.fill(model.state_dict().items())
+            model.to("meta")
 
     def _cut(self, part: Part, compiled: bool) -> None:
         if isinstance(self.view, BlockView):
@@ -77,6 +79,14 @@ class Parts:
         for layer in part.layers.values() if compiled else ():
             layer.compile(dynamic=False)
         apply_fsdp(part, fsdp_mesh(self.mesh), self.dtype, reshard=self.layout.pp == 1)
+
+    @torch.no_grad()
+    def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take what this process holds of the whole model's weights, (name, whole value) one by one."""
+        for name, value in weights:
+            if name in self.parameters:
+                parameter = self.parameters[name]
+                local(parameter).copy_(value[where(parameter)])
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -161,10 +171,3 @@ class Parts:
             self.model.load_state_dict(whole.state_dict(), assign=True)
             self.model.rope.to_empty(device="cpu")
         dist.barrier()
-
-
-def fill(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
-    """Copy from each whole weight what this process holds of it."""
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            local(parameter).copy_(weights[name][where(parameter)])

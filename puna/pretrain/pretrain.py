@@ -1,6 +1,7 @@
 """The pretraining stage: next-token prediction on the mixed shards (section 3.4)."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from puna.errors import PunaError
 from puna.log import Log
 from puna.model.llama import PRESETS, Llama, LlamaConfig, count_parameters
+from puna.model.weights import empty_model
 from puna.recipe import Model, Pretrain, Recipe
 from puna.run import figure, work_folder
 from puna.text.needle import NeedleMaker
@@ -42,9 +44,10 @@ def model_config(knobs: Model, vocab_size: int) -> LlamaConfig:
 
 def _train(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> None:
     tokenizer = Tokenizer.load(inputs["tokenizer"])
-    model = Llama(model_config(recipe.model, tokenizer.vocab_size))
-    model.init_weights(torch.Generator().manual_seed(recipe.seed))
-    train_on(inputs["shards"], model, tokenizer, recipe.pretrain, recipe.seed, world, work_folder(out), log)
+    model = empty_model(model_config(recipe.model, tokenizer.vocab_size))
+    weights = model.draw_weights(torch.Generator().manual_seed(recipe.seed))
+    work = work_folder(out)
+    train_on(inputs["shards"], model, tokenizer, recipe.pretrain, recipe.seed, world, work, log, weights=weights)
     if world.rank == 0:
         save_model(model, tokenizer, out, chat=False)
 
@@ -59,9 +62,10 @@ def train_on(
     work: Path,
     log: Log,
     name: str = "pretraining",
+    weights: Iterable[tuple[str, torch.Tensor]] | None = None,
 ) -> None:
     """Train the model on the shards as the knobs say; it ends with the mean of its weights where they ask for that.
-    Afterwards the process of rank 0 has the whole model."""
+    `weights` are for a model without memory. Afterwards the process of rank 0 has the whole model."""
     batches: Batches = Shards(
         shards,
         blends_of(knobs),
@@ -77,4 +81,4 @@ def train_on(
     if knobs.average:
         average = WeightAverage(work / "average", world.rank, knobs.steps, knobs.anneal_steps, knobs.average)
     loss = NextToken(compiled=use_compile(knobs, world.device))
-    train(model, batches, loss, knobs, world, work, log, name, after_step=average)
+    train(model, batches, loss, knobs, world, work, log, name, average, weights)

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +39,7 @@ class Trainee(Protocol):
     """Holds the trained parameters."""
 
     def training(self) -> AbstractContextManager[None]: ...
+    def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
     def sum_counts(self, counts: Tensor) -> Tensor: ...
     def step(self, micro_batches: Sequence[Batch], rows: int, counts: Tensor) -> Tensor: ...
     def norm(self) -> Tensor: ...
@@ -59,6 +60,7 @@ def train(
     log: Log,
     name: str,
     after_step: Callable[[int, nn.Module], None] | None = None,
+    weights: Iterable[tuple[str, Tensor]] | None = None,
 ) -> None:
     """Train `model` in place on every row of `batches`, from the newest checkpoint in `work` if there is one.
 
@@ -66,6 +68,9 @@ def train(
     how the rows are divided. Resuming is bit-exact on a CPU and the same layout. Every process calls `after_step` with
     the number of steps done and its part of the model, before a checkpoint counts them. Afterwards the process of
     rank 0 has the whole model.
+
+    A model without memory (on the meta device) gets its first values from `weights`, (name, whole value) one by one, of
+    which a process keeps its part: no process ever holds the whole. They are not asked for where there is a checkpoint.
 
     Raises PunaError when steps go on failing (guard.py), Preempted after a SIGTERM, with a checkpoint written.
     """
@@ -79,6 +84,8 @@ def train(
     checkpoints = trainee.checkpoints(work, optimizer, guard.memory, options, log)
     peak = peak_flops(world.device, trainee.dtype) * world.size
     first = checkpoints.load()  # last: it restores the state of the random generator
+    if weights is not None and not first:
+        trainee.fill(weights)
     if world.rank == 0:
         log.keep_until(first)
         if first:
@@ -146,10 +153,14 @@ def read(
 
 def make_trainee(model: Llama, loss: Loss, options: Training, world: World) -> Trainee:
     compiled = use_compile(options, world.device)
-    adapted = not all(p.requires_grad for p in model.parameters())
-    if adapted and not (options.layout.is_plain and not options.float8):
-        raise PunaError("adapters are trained with the model whole in each process; set no layout and no float8")
-    if options.layout.is_plain and not options.float8 and (adapted or world.device.type == "cpu"):
+    plain = options.layout.is_plain and not options.float8
+    only_whole = type(model) is not Llama or not all(p.requires_grad for p in model.parameters())
+    if only_whole and not plain:
+        raise PunaError(
+            "adapters are trained with the model whole in each process, and so is a reward model; set no layout and no "
+            "float8"
+        )
+    if plain and (only_whole or world.device.type == "cpu"):
         return Whole(model, loss, options, world, compiled)
     from puna.parallel.parts import Parts
 

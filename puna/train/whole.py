@@ -1,6 +1,6 @@
 """A Llama that each process holds whole, as the training loop sees it: the quickest way where it fits."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,9 @@ class Whole:
     """The model, with gradients that are views of one fp32 vector: its sum over processes and its norm are one call."""
 
     def __init__(self, model: Llama, loss: Loss, options: Training, world: World, compiled: bool) -> None:
-        self.model, self.loss, self.world = model.to(world.device).train(), loss, world
+        empty = model.embed_tokens.weight.is_meta
+        model = model.to_empty(device=world.device) if empty else model.to(world.device, torch.float32)
+        self.model, self.loss, self.world = model.train(), loss, world
         self.share = (world.rank, world.size)
         self.module: nn.Module = model
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -39,6 +41,12 @@ class Whole:
     def training(self) -> Iterator[None]:
         with attention_in(self.model, self.attend):
             yield
+
+    @torch.no_grad()
+    def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take the values of the whole model's weights, (name, value) one by one."""
+        for name, value in weights:
+            self.model.get_parameter(name).copy_(value)
 
     def sum_counts(self, counts: Tensor) -> Tensor:
         return self.world.sum(counts)
