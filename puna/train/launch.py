@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
 
 from puna.errors import PunaError
 from puna.machine import keep_freed_memory, physical_cores
@@ -95,23 +96,23 @@ def launch(function: Callable[..., None], processes: int, *args: Any) -> None:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if rank == 0:
             store.set(f"call/{number}", pickle.dumps((function, args)))  # pyright: ignore[reportArgumentType]
-        _call(rank, size, dist.PrefixStore(f"group/{number}", store), None, None, function, args)
+        _call(rank, size, dist.PrefixStore(f"group/{number}", store), None, function, args)
     elif processes == 1:
         threads = torch.get_num_threads()
         try:
-            _call(0, 1, None, None, None, function, args)
+            _call(0, 1, None, None, function, args)
         finally:
             torch.set_num_threads(threads)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            barrier = torch.multiprocessing.get_context("spawn").Barrier(processes)
-            arguments = (processes, f"{folder}/meeting", os.getpid(), (Path(folder), barrier), function, args)
+            barrier = multiprocessing.get_context("spawn").Barrier(processes)
+            arguments = (processes, f"{folder}/meeting", (Path(folder), barrier), function, args)
             _spawn(arguments, processes)
 
 
 def _spawn(arguments: tuple[Any, ...], processes: int) -> None:
     """As torch.multiprocessing.spawn, but a SIGTERM is passed on, so that the processes can save what they have."""
-    context = torch.multiprocessing.spawn(_call, arguments, nprocs=processes, join=False)
+    context = start_processes(_call, arguments, processes, join=False, start_method=_start_method())
     assert context is not None
     terminated: list[int] = []
 
@@ -141,6 +142,15 @@ def _spawn(arguments: tuple[Any, ...], processes: int) -> None:
             signal.signal(signal.SIGTERM, before)
     if terminated:
         raise Preempted("stopped by SIGTERM")
+
+
+def _start_method() -> str:
+    """On a CPU processes are forked from one that has only imported what they all need: that takes a second or two of
+    a core, which each of them would take again. CUDA cannot be forked."""
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return "spawn"
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["puna.train.loop", "puna.parallel.parts"])
+    return "forkserver"
 
 
 def under_torchrun() -> bool:
@@ -212,7 +222,6 @@ def _call(
     rank: int,
     size: int,
     store: dist.Store | str | None,
-    parent: int | None,
     shared: tuple[Path, Any] | None,
     function: Callable[..., None],
     args: tuple,
@@ -224,8 +233,8 @@ def _call(
     else:
         keep_freed_memory()
         torch.set_num_threads(1)  # threads of several processes on the same cores cost up to ten times
-    if parent is not None:
-        threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    if shared:
+        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     if isinstance(store, str):  # a file, for all are on this machine: never ask the network for our own name
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
         store = dist.FileStore(store, size)
@@ -238,7 +247,7 @@ def _call(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    if parent is not None:
+    if shared:
         # Python's own ending would abort now and then: gloo's threads outlive their group (torch 2.13) and may be about
         # to let go of a tensor, for which they need the interpreter. What a process owes the system is done first.
         multiprocessing.util._exit_function()  # pyright: ignore[reportAttributeAccessIssue]
