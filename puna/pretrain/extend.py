@@ -9,7 +9,7 @@ at it after all attempts, the run stops and says why; what it has learnt stays i
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def stage_knobs(recipe: Recipe, length: int) -> Pretrain:
             "peak_lr": knobs.peak_lr,
             "warmup_steps": knobs.warmup_steps,
             "schedule": "linear",
-            "final_lr": 1.0,
+            "final_lr": knobs.final_lr,
             "needle_share": knobs.needle_share,
             "compile": knobs.compile,
             "anneal_tokens": 0,
@@ -90,11 +90,13 @@ def stage_knobs(recipe: Recipe, length: int) -> Pretrain:
 
 
 def anneal_knobs(recipe: Recipe) -> Pretrain:
-    """How the anneal is trained: in rows of the last length, with a learning rate that falls to zero."""
+    """How the anneal is trained: in rows of the last length, with a learning rate that falls from the stages' last to
+    zero."""
     knobs = recipe.extend
-    last = {"tokens": knobs.anneal_tokens, "anneal_tokens": knobs.anneal_tokens, "warmup_steps": 0}
+    rate = {"peak_lr": knobs.peak_lr * knobs.final_lr, "final_lr": 1.0, "warmup_steps": 0}
     mixed = {"anneal_mix": knobs.anneal_mix, "average": knobs.average}
-    return stage_knobs(recipe, knobs.lengths[-1]).model_copy(update=last | mixed)
+    tokens = {"tokens": knobs.anneal_tokens, "anneal_tokens": knobs.anneal_tokens}
+    return stage_knobs(recipe, knobs.lengths[-1]).model_copy(update=tokens | rate | mixed)
 
 
 class Examiner:
@@ -106,18 +108,25 @@ class Examiner:
         self.text = read_tokens(shards, "held_out")
         self.lengths = [recipe.pretrain.seq_len, *recipe.extend.lengths]
 
-    def __call__(self, model: Llama, name: str, after: int, longest: int) -> Examination:
-        """The model's needles at every length up to `longest`, and its loss in short rows."""
+    def __call__(self, model: Llama, name: str, after: int, longest: int, gate: float = 0.0) -> Examination:
+        """The model's needles at every length up to `longest`, and its loss in short rows. One that finds less than
+        `gate` of them in the length that it was trained on last is not asked for those of others."""
         knobs, options = self.recipe.extend, self.recipe.pretrain
-        dtype = training_dtype(options, self.world.device)
-        found = {}
-        for length in (length for length in self.lengths if length <= longest):
-            mine = range(self.world.rank, knobs.haystacks, self.world.size)
-            seen = find_needles(model, self.needles, self.text, length, knobs.depths, mine, dtype, self.recipe.seed)
-            counts = torch.from_numpy(seen.sum(0)).float().to(self.world.device)
-            found[str(length)] = [int(count) for count in self.world.sum(counts).tolist()]
+        found = {str(after): self._find(model, after)}
         loss = held_out_loss(model, self.tokenizer, self.shards, knobs.held_out_tokens, self.world.device, options)
-        return Examination(name, after, loss["loss"], found)
+        examination = Examination(name, after, loss["loss"], found)
+        if examination.share(after, knobs.haystacks) >= gate:
+            others = (length for length in self.lengths if length <= longest and length != after)
+            found |= {str(length): self._find(model, length) for length in others}
+        return replace(examination, found={length: found[length] for length in sorted(found, key=int)})
+
+    def _find(self, model: Llama, length: int) -> list[int]:
+        """How many needles are found at each depth."""
+        knobs, mine = self.recipe.extend, range(self.world.rank, self.recipe.extend.haystacks, self.world.size)
+        dtype = training_dtype(self.recipe.pretrain, self.world.device)
+        seen = find_needles(model, self.needles, self.text, length, knobs.depths, mine, dtype, self.recipe.seed)
+        counts = torch.from_numpy(seen.sum(0)).float().to(self.world.device)
+        return [int(count) for count in self.world.sum(counts).tolist()]
 
     def failure(self, before: Examination, now: Examination) -> str | None:
         """Why the model must not go on from the length that it was trained on last; None when it may."""
@@ -146,7 +155,7 @@ def _extend(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, lo
     newest: dict[str, torch.Tensor] = base.state_dict()
     examine = Examiner(world, recipe, inputs["shards"], tokenizer)
 
-    def step(name: str, after: int, longest: int, options: Pretrain | None) -> Examination:
+    def step(name: str, after: int, longest: int, options: Pretrain | None, gate: float = 0.0) -> Examination:
         """Train where there are options, examine, and remember both; after a restart only recall them."""
         nonlocal newest
         folder = work / name
@@ -167,7 +176,7 @@ def _extend(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, lo
         model.load_state_dict(newest)
         told = folder / "examination.json"
         if not told.exists():
-            result = examine(model.to(world.device).eval(), name, after, longest)
+            result = examine(model.to(world.device).eval(), name, after, longest, gate)
             if world.rank == 0:
                 write_text(told, json.dumps(asdict(result)))
                 shown = "  ".join(
@@ -183,7 +192,8 @@ def _extend(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, lo
     for number, length in enumerate(knobs.lengths):
         longest = knobs.lengths[min(number + 1, len(knobs.lengths) - 1)]
         for attempt in range(1, knobs.attempts + 1):
-            examinations.append(step(f"{length}-{attempt}", length, longest, stage_knobs(recipe, length)))
+            options = stage_knobs(recipe, length)
+            examinations.append(step(f"{length}-{attempt}", length, longest, options, knobs.needle_gate))
             if (failure := examine.failure(before, examinations[-1])) is None:
                 break
         else:

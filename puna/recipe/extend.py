@@ -24,7 +24,10 @@ class Extend(Knobs):
     batch_tokens: int = Field(16_777_216, ge=1)
     """Tokens of a step, one row at least (table 4)."""
     peak_lr: float = Field(8e-7, gt=0)
-    """Learning rate of the stages, constant after the warm-up: the end of the cosine (section 3.4.1)."""
+    """Learning rate of the stages: the end of the cosine (section 3.4.1)."""
+    final_lr: float = Field(1.0, ge=0, le=1)
+    """The rate before a gate as a fraction of that, to which it falls linearly; 1 keeps it constant. Ours: a model that
+    takes few and large steps finds more needles when the last ones are small."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear warm-up before every gate; the optimizer starts anew."""
     needle_share: float = Field(0.0, ge=0, lt=1)

@@ -20,9 +20,9 @@ from puna.errors import PunaError
 from puna.text.tokenizer import Tokenizer
 
 WORDS = 32
-"""Keys and values are drawn from the last words of the vocabulary, which are its rarest. So few, because a tiny model
-has to see each of them often before it can copy it."""
-MOST = WORDS // 2
+"""Keys and values are drawn from so many last words of the vocabulary, which are its rarest, or from twice as many as
+there are needles. So few, because a tiny model has to see each of them often before it can copy it."""
+MOST = 64
 """Needles in a haystack."""
 
 
@@ -56,7 +56,8 @@ class NeedleMaker:
                 f"needles need {WORDS} entries of the vocabulary that are a lower-case word, and it has {len(words)}; "
                 "raise tokenizer.vocab_size"
             )
-        self.words = np.array(words[-WORDS:])
+        self.words = np.array(words[-2 * MOST :])
+        self.most = len(self.words) // 2
 
     @property
     def needle_tokens(self) -> int:
@@ -78,8 +79,8 @@ class NeedleMaker:
         questions = 2 * count * repeats
         room = length - 1 - count * size - len(self.lead) - questions
         text = text[(text != self.bos_id) & (text != self.eos_id)]
-        if count > MOST:
-            raise PunaError(f"{count} needles are too many for one haystack: at most {MOST}")
+        if count > self.most:
+            raise PunaError(f"{count} needles are too many for one haystack: at most {self.most}")
         if room < 0 or (room and not len(text)):
             raise PunaError(
                 f"{count} needles of {size} tokens, each asked for {repeats}x, do not fit into {length:,} tokens"
@@ -105,9 +106,10 @@ class NeedleMaker:
 
     def _pairs(self, text: np.ndarray, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """So many keys that are not in the text, and their values."""
-        free = self.words[~np.isin(self.words, text)]
+        words = self.words[-max(WORDS, 2 * count) :]
+        free = words[~np.isin(words, text)]
         if len(free) < count:  # a long text of a small vocabulary: its rarest words must do
-            seen = np.bincount(text, minlength=self.words.max() + 1)[self.words]
-            free = self.words[np.argsort(seen, kind="stable")[:count]]
+            seen = np.bincount(text, minlength=words.max() + 1)[words]
+            free = words[np.argsort(seen, kind="stable")[:count]]
         keys = random.permutation(free)[:count]
-        return keys, random.choice(np.setdiff1d(self.words, keys), count)
+        return keys, random.choice(np.setdiff1d(words, keys), count)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from puna.text.needle import MOST, NeedleMaker
+from puna.text.needle import NeedleMaker
 from puna.train.batches import IGNORE, Batch, Batches, rng
 
 REPEATS = 8
 """Times that a row asks for each of its needles. Many answers in a row are what a tiny model learns from, as in MQAR
-(arXiv 2312.04927); with one or two it had not learnt the task after four million tokens."""
+((arXiv 2312.04927); with one or two it had not learnt the task after four million tokens."""
 
 
 class Haystacks:
@@ -18,7 +18,7 @@ class Haystacks:
 
     Which rows and where their needles lie depends on the seed and the row's number, so the row number stays the whole
     state of the loader. A row gets any number of needles from one to the most that leave, with the questions, a quarter
-    of it to text. Keys and values are not learnt where nothing foretells them.
+    of it to text: of long rows a model sees but a few. Keys and values are not learnt where nothing foretells them.
     """
 
     def __init__(self, batches: Batches, needles: NeedleMaker, share: float, seed: int) -> None:
@@ -38,7 +38,8 @@ class Haystacks:
     def _bury(self, batch: Batch, place: int, random: np.random.Generator) -> None:
         row = batch.tokens[place].numpy()
         length = len(row) + 1  # the last label is a token, too
-        most = max(1, min(MOST, 3 * length // (4 * (self.needles.needle_tokens + 2 * REPEATS))))
+        fit = 3 * length // (4 * (self.needles.needle_tokens + 2 * REPEATS))
+        most = max(1, min(fit, self.needles.most))
         made = self.needles.make(row, length, random.random(random.integers(1, most + 1)), random, REPEATS)
         labels = np.where(made.hidden, IGNORE, made.tokens)[1:]
         batch.tokens[place] = torch.from_numpy(made.tokens[:-1])

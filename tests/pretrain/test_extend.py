@@ -25,7 +25,8 @@ PRETRAIN = {
     "precision": "fp32", "compile": "off", "processes": 1,
 }  # fmt: skip
 EXTEND = {
-    "lengths": [192, 256], "tokens": 512, "batch_tokens": 256, "peak_lr": 1e-3, "needle_share": 0.5, "compile": "off",
+    "lengths": [192, 256], "tokens": 512, "batch_tokens": 256, "peak_lr": 1e-3, "final_lr": 0.2, "needle_share": 0.5,
+    "compile": "off",
     "needle_gate": 0.0, "short_gate": 9.0, "depths": 3, "haystacks": 2, "held_out_tokens": 1000,
     "anneal_tokens": 1024, "average": 2,
 }  # fmt: skip
@@ -78,7 +79,9 @@ def test_stages_are_gone_through_in_order_and_told(inputs: dict[str, Path], make
     assert metrics["extend.loss.short.after"]["value"] == round(report["examinations"][-1]["loss"], 4)
     assert metrics["extend.loss.short.after"]["value"] < metrics["extend.loss.short.before"]["value"]
     steps = [json.loads(line) for line in (tmp_path / "log" / "extend-anneal.jsonl").read_text().splitlines()]
-    assert [line["learning_rate"] for line in steps] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    assert [line["learning_rate"] for line in steps] == pytest.approx([2e-4, 1.5e-4, 1e-4, 5e-5])
+    steps = [json.loads(line) for line in (tmp_path / "log" / "extend-256-1.jsonl").read_text().splitlines()]
+    assert [line["learning_rate"] for line in steps] == pytest.approx([1e-3, 2e-4])
     assert load_hf(out).config.max_seq_len == PRESETS["1m"].max_seq_len
 
 
@@ -113,6 +116,8 @@ def test_a_failed_gate_stops_the_run_and_says_why(inputs: dict[str, Path], make_
         extend.run(make_recipe(needle_gate=1.0, attempts=2), inputs, make_out("needle"), log)
     assert "missed ones lie at 0%, 50%, 100% of the text; raise extend.attempts" in str(it.value)
     assert not (tmp_path / "needle" / "out" / "needles.json").exists()
+    told = json.loads((tmp_path / "needle" / "work" / "192-2" / "examination.json").read_text())
+    assert list(told["found"]) == ["192"]  # the others do not matter then
     with pytest.raises(PunaError, match=r"the loss in rows of 128 tokens is \d.* and was \d.* \(short_gate 0.0%\)"):
         extend.run(make_recipe(short_gate=0.0, peak_lr=1.0), inputs, make_out("short"), log)
     with pytest.raises(PunaError, match=r"extend.lengths = \[128\] must begin above pretrain.seq_len = 128"):

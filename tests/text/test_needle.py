@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.errors import PunaError
-from puna.text.needle import NeedleMaker
+from puna.text.needle import WORDS, NeedleMaker
 from puna.text.tokenizer import Tokenizer
 from puna.text.tokenizer_files import special_names
 
@@ -70,17 +70,25 @@ def test_draws_depend_on_the_generator_alone(needles: NeedleMaker):
 def test_a_text_too_short_is_repeated_and_one_full_of_words_has_its_rarest_for_keys(needles: NeedleMaker):
     made = needles.make(text(40), 400, [0.5], np.random.default_rng(0))
     assert len(made.tokens) == 400
-    common = np.concatenate([needles.words, needles.words[5:]])
+    words = needles.words[-WORDS:]
+    common = np.concatenate([words, words[5:]])
     length = len(common) + 1 + 5 * needles.needle_tokens + len(needles.lead) + 2 * 5
     made = needles.make(common, length, [0, 0.25, 0.5, 0.75, 1], np.random.default_rng(0))
-    assert set(made.tokens[made.answers - 1]) == set(needles.words[:5])
+    assert set(made.tokens[made.answers - 1]) == set(words[:5])
+
+
+def test_many_needles_are_of_more_words(needles: NeedleMaker):
+    few, many = (needles.make(text(4000), 3000, np.linspace(0, 1, n), np.random.default_rng(0)) for n in (16, 64))
+    pairs = [set(made.tokens[made.answers - 1]) | set(made.tokens[made.answers]) for made in (few, many)]
+    assert pairs[0] <= set(needles.words[-WORDS:])
+    assert len(set(many.tokens[many.answers - 1])) == 64
 
 
 def test_what_cannot_be_made_is_named(needles: NeedleMaker):
     with pytest.raises(PunaError, match=r"9 needles of 12 tokens, each asked for 1x, do not fit into 100 tokens"):
         needles.make(text(300), 100, [0.5] * 9, np.random.default_rng(0))
-    with pytest.raises(PunaError, match="17 needles are too many for one haystack: at most 16"):
-        needles.make(text(3000), 2000, [0.5] * 17, np.random.default_rng(0))
+    with pytest.raises(PunaError, match="65 needles are too many for one haystack: at most 64"):
+        needles.make(text(3000), 2000, [0.5] * 65, np.random.default_rng(0))
     small = Tokenizer({bytes([i]): i for i in range(256)}, special_names(16))
     with pytest.raises(PunaError, match=r"32 entries .* it has 0; raise tokenizer.vocab_size"):
         NeedleMaker(small)

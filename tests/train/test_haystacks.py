@@ -46,3 +46,12 @@ def test_labels_are_the_following_tokens_but_for_what_nothing_foretells(haystack
         assert needles in (1, 2, 3, 4)  # of at most 3 * 161 // (4 * (12 + 2 * 8))
         assert (labels == IGNORE).sum() == (2 + REPEATS) * needles
         assert batch.labels[row, -1] in words
+
+
+def test_a_longer_row_has_more_needles(word_tokenizer: Tokenizer):
+    needles = NeedleMaker(word_tokenizer)
+    for length, most in ((160, 4), (1000, 26), (4000, needles.most)):
+        batch = Haystacks(RandomRows(60, length, 250), needles, 1 - 1e-9, seed=1).rows(range(60))
+        counts = (batch.labels == IGNORE).sum(1) / (2 + REPEATS)
+        assert counts.min() == 1
+        assert 0.9 * most < counts.max() <= most
