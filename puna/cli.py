@@ -183,7 +183,10 @@ def chat(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a Hugging Face model directory.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_MODEL", help="A run, a Hugging Face model directory, or a checkpoint (step-N)."),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to make; it must not exist.")],
     to: Annotated[
         str,
@@ -197,11 +200,16 @@ def export(
         Path | None, typer.Option(help="With --to fp8: a reward model that scores answers.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="With --reward-model: what to answer, JSONL of chats.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Of a checkpoint that lies in no run: a directory with its tokenizer.")
+    ] = None,
 ) -> None:
     """Write a model for other programs, with its tokenizer, licence files and a model card."""
     from puna.export import export_model
+    from puna.unpack import is_checkpoint
 
-    figures = export_model(find_model(model), out, to, dtype, text, reward_model, prompts)
+    model = model if is_checkpoint(model) else find_model(model)
+    figures = export_model(model, out, to, dtype, text, reward_model, prompts, tokenizer)
     for name, value in figures.items():
         console.print(f"{name.replace('_', ' ')}: {value:,.5g}", highlight=False)
     console.print(f"{to} model in {out}/")

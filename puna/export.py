@@ -19,6 +19,7 @@ from puna.run import write_text
 from puna.text.tokenizer import Tokenizer
 from puna.text.tokenizer_files import CHAT_TEMPLATE
 from puna.train.save import save_model
+from puna.unpack import is_checkpoint, unpack
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FORMS = {"hf": tuple(DTYPES), "meta": tuple(DTYPES), "gguf": (*DTYPES, "q8_0"), "fp8": ("bf16", "fp16")}
@@ -40,14 +41,45 @@ def export_model(
     text: Path | None = None,
     reward: Path | None = None,
     prompts: Path | None = None,
+    tokenizer: Path | None = None,
 ) -> dict[str, float]:
-    """Write the model directory `model` to the new directory `out`, with its tokenizer, licence files and a card.
+    """Write `model` to the new directory `out`, with its tokenizer, licence files and a card.
+
+    `model` is a model directory, or the checkpoint of a model in parts; its tokenizer is that of the run in which it
+    lies, or lies in the directory `tokenizer`, with a chat template if the model chats.
 
     `form` is "hf", "meta", "gguf" (one file, OUT/OUT-DTYPE.gguf) or "fp8"; for "fp8" the result tells the drift, which
     also lies in OUT/drift.json: on `text`, else on what the run held out, else on what the model writes itself; and in
     the scores that the reward model `reward` gives to answers to `prompts`.
     """
-    _check(model, out, form, dtype, text, reward, prompts)
+    _check(out, form, dtype, text, reward, prompts)
+    if not is_checkpoint(model):
+        if tokenizer:
+            raise PunaError(f"--tokenizer is for a checkpoint; {model} has its own")
+        return _export(model, model.parent, out, form, dtype, text, reward, prompts)
+    unpacked = out.with_name(out.name + ".unpacked")
+    shutil.rmtree(unpacked, ignore_errors=True)  # left by an export that was cut off
+    try:
+        chat = tokenizer is not None and is_chat_model(tokenizer)
+        run = unpack(model, unpacked, DTYPES.get(dtype, torch.float32), tokenizer, chat)
+        return _export(unpacked, run, out, form, dtype, text, reward, prompts)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def _export(
+    model: Path,
+    run: Path,
+    out: Path,
+    form: str,
+    dtype: str,
+    text: Path | None,
+    reward: Path | None,
+    prompts: Path | None,
+) -> dict[str, float]:
+    """Of a model directory; `run` is the folder in which its run's artifacts lie."""
+    if read_json(model / "config.json").get("quantization_config"):
+        raise PunaError(f"{model} is in FP8; export the model it was made from")
     config, tokenizer = read_config(model), Tokenizer.load(model)
     aside = out.with_name(out.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)  # left by an export that was cut off
@@ -66,17 +98,15 @@ def export_model(
         llama = load_hf(model, DTYPES[dtype])
         save_model(quantize(llama) if form == "fp8" else llama, tokenizer, aside, DTYPES[dtype], chat)
     if form == "fp8":
-        figures = _measure(model, aside, tokenizer, text, reward, prompts)
+        figures = _measure(model, aside, tokenizer, run, text, reward, prompts)
         write_text(aside / "drift.json", json.dumps(figures, indent=1) + "\n")
     use = USE[form].format(folder=out.name, file=file)
-    _write_card(model, aside, out.name, _about(config, chat, dtype, use, figures))
+    _write_card(model, run, aside, out.name, _about(config, chat, dtype, use, figures))
     aside.rename(out)
     return figures
 
 
-def _check(
-    model: Path, out: Path, form: str, dtype: str, text: Path | None, reward: Path | None, prompts: Path | None
-) -> None:
+def _check(out: Path, form: str, dtype: str, text: Path | None, reward: Path | None, prompts: Path | None) -> None:
     if form not in FORMS:
         raise PunaError(f"--to {form} is not known; use {', '.join(FORMS)}")
     if dtype not in FORMS[form]:
@@ -90,8 +120,6 @@ def _check(
             raise PunaError(f"{option} {path}: no such file; name one that exists")
     if out.exists():
         raise PunaError(f"{out} exists already; name a directory that does not")
-    if read_json(model / "config.json").get("quantization_config"):
-        raise PunaError(f"{model} is in FP8; export the model it was made from")
 
 
 def is_chat_model(model: Path) -> bool:
@@ -102,12 +130,18 @@ def is_chat_model(model: Path) -> bool:
 
 
 def _measure(
-    model: Path, quantized: Path, tokenizer: Tokenizer, text: Path | None, reward: Path | None, prompts: Path | None
+    model: Path,
+    quantized: Path,
+    tokenizer: Tokenizer,
+    run: Path,
+    text: Path | None,
+    reward: Path | None,
+    prompts: Path | None,
 ) -> dict[str, float]:
     """The drift of what was written, computed as the engine would: in fp32 on a CPU, in bf16 on a GPU."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     before, after = load_hf(model, dtype, device), load_hf(quantized, dtype, device)
-    shards = model.parent / "shards"
+    shards = run / "shards"
     if text:
         rows = rows_of_text(text, tokenizer)
     elif (shards / "held_out.bin").is_file():
@@ -118,12 +152,12 @@ def _measure(
     return figures | (reward_drift(before, after, tokenizer, reward, prompts) if reward and prompts else {})
 
 
-def _write_card(model: Path, out: Path, name: str, about: str) -> None:
+def _write_card(model: Path, run: Path, out: Path, name: str, about: str) -> None:
     """The card that lies beside the weights, if there is one: it was written by someone who knew more."""
     if (model / "README.md").is_file():
         (out / "README.md").write_bytes((model / "README.md").read_bytes())
         return
-    recipe = model.parent / "recipe.toml"
+    recipe = run / "recipe.toml"
     write_card(out, name, load_recipe(recipe).license if recipe.is_file() else "", about)
 
 

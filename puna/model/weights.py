@@ -268,6 +268,13 @@ def with_state(model: Llama, state: dict[str, Tensor], device: torch.device | st
     return model
 
 
+def mapped_copy(tensor: Tensor, file: Path) -> Tensor:
+    """The same values in a new file that is mapped into memory: what is not in use need not stay there."""
+    place = {"filename": str(file), "shared": True, "size": tensor.numel(), "dtype": tensor.dtype}
+    torch.from_file(**place).view(tensor.shape).copy_(tensor)
+    return torch.from_file(**place).view(tensor.shape)  # mapped anew: what was written is not counted as ours
+
+
 def check_tensors(
     found: Mapping[str, tuple[Shape, Path | None]], expected: Mapping[str, Shape], where: Path | str
 ) -> None:

@@ -6,6 +6,7 @@ rotates neighbouring pairs, we and Hugging Face pairs that are half a head apart
 """
 
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from puna.model.weights import (
     Shape,
     check_tensors,
     empty_model,
+    mapped_copy,
     read_json,
     remove_files,
     with_state,
@@ -84,14 +86,15 @@ def save_meta(model: Llama, directory: str | Path, shards: int = 1) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     remove_files(directory, "params.json", "consolidated.*.pth")
     for rank in range(shards):
-        shard: dict[str, Tensor] = {}
-        for name, tensor in model.state_dict().items():
-            meta, split = _meta_name(name)
-            if "q_proj" in name or "k_proj" in name:
-                tensor = interleaved(tensor, config.head_dim)
-            part = tensor if split is None else tensor.chunk(shards, dim=split)[rank]
-            shard[meta] = part.to("cpu", copy=True, memory_format=torch.contiguous_format)
-        torch.save(shard, directory / f"consolidated.{rank:02d}.pth")
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:  # a shard may be larger than memory
+            shard: dict[str, Tensor] = {}
+            for name, tensor in model.state_dict().items():
+                meta, split = _meta_name(name)
+                if "q_proj" in name or "k_proj" in name:
+                    tensor = interleaved(tensor, config.head_dim)
+                part = tensor if split is None else tensor.chunk(shards, dim=split)[rank]
+                shard[meta] = mapped_copy(part.detach(), Path(scratch, name))
+            torch.save(shard, directory / f"consolidated.{rank:02d}.pth")
     write_json(directory / "params.json", params)
 
 

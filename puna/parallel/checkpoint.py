@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from puna.errors import PunaError
 from puna.model.llama import Llama, LlamaConfig, RopeScaling
-from puna.model.weights import empty_model, with_state
+from puna.model.weights import empty_model, mapped_copy, with_state
 from puna.parallel.place import local, where
 from puna.recipe import Training
 from puna.train.checkpoint import Checkpoints, damage, found, prune, remove, set_step
@@ -182,17 +183,23 @@ def weights_of_parts(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield key.removeprefix("model."), whole
 
 
-def load_parts(path: Path, scratch: Path) -> Llama:
-    """The model of a checkpoint, its weights in files in `scratch` that are mapped into memory: whatever its size, no
-    more is held than what is in use."""
+def check_parts(path: Path) -> None:
+    """PunaError where a folder is no checkpoint of ours, or a damaged one."""
+    if not (path / STATE).is_file():
+        raise PunaError(f"{path}: no checkpoint of puna, which has a {STATE}; name a folder step-N")
+    if problem := damage_of_parts(path):
+        raise PunaError(f"{path}: a damaged checkpoint ({problem}); use the one before it")
+
+
+def config_of_parts(path: Path) -> LlamaConfig:
     config = json.loads((path / STATE).read_text())["config"]
     scaling = config.pop("rope_scaling")
+    return LlamaConfig(**config, rope_scaling=scaling and RopeScaling(**scaling))
+
+
+def load_parts(path: Path, scratch: Path, dtype: torch.dtype = torch.float32) -> Llama:
+    """The model of a checkpoint, its weights in files in `scratch` that are mapped into memory: whatever its size, no
+    more is held than what is in use."""
     scratch.mkdir(parents=True, exist_ok=True)
-    state = {}
-    for name, tensor in weights_of_parts(path):
-        file = str(scratch / name)
-        torch.from_file(file, shared=True, size=tensor.numel(), dtype=tensor.dtype).copy_(tensor.flatten())
-        mapped = torch.from_file(file, shared=True, size=tensor.numel(), dtype=tensor.dtype)
-        state[name] = mapped.view(tensor.shape)
-    model = empty_model(LlamaConfig(**config, rope_scaling=scaling and RopeScaling(**scaling)))
-    return with_state(model, state, "cpu")
+    state = {name: mapped_copy(tensor.to(dtype), scratch / name) for name, tensor in weights_of_parts(path)}
+    return with_state(empty_model(config_of_parts(path)), state, "cpu")
