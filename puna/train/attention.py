@@ -46,10 +46,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def document_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """As block_attention, for a mask that divides each row into documents; within one it may leave out more."""
     B, heads, S, D = q.shape
-    seen = mask[:, 0].sum(-1).flatten()  # by each token; only the first of a document sees but itself
-    starts = (seen == 1).nonzero().flatten()
+    rows = mask[:, 0].flatten(0, 1)  # what each token sees; to count all of it would cost as much as the attention
+    after_gap = (~F.pad(mask[:, 0].diagonal(-1, 1, 2), (1, 0))).flatten().nonzero().flatten()
+    starts = after_gap[rows[after_gap].sum(-1) == 1]  # only the first of a document sees but itself
     lengths = torch.diff(starts, append=starts.new_tensor([B * S]))
-    causal = (seen[starts + lengths - 1] == lengths).tolist()
+    causal = (rows[starts + lengths - 1].sum(-1) == lengths).tolist()
     documents = zip(*(x.transpose(1, 2).flatten(0, 1).split(lengths.tolist()) for x in (q, k, v)))
     parts = []
     for start, qkv, plain in zip(starts.tolist(), documents, causal):  # [tokens, heads, D] each
