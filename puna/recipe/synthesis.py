@@ -15,10 +15,15 @@ class Synthesis(Knobs):
     """Dialogues that call functions found in the corpus, made by rule (section 4.3.5)."""
     reword: bool = False
     """Let the model put their questions into its own words."""
+    execution: int = Field(0, ge=0)
+    """Pieces of the corpus' code, of each of which the model makes a problem, a program and its tests; a dialogue is
+    kept if the tests, run in the sandbox, pass (section 4.3.1: about a million dialogues)."""
+    repairs: int = Field(2, ge=0)
+    """Times that the model may mend a program, told what failed. In the paper 20% of the programs were mended."""
 
     @model_validator(mode="after")
     def what_is_written_has_a_writer(self) -> "Synthesis":
-        asked = [name for name in ("reword",) if getattr(self, name)]
+        asked = [name for name in ("reword", "execution") if getattr(self, name)]
         if asked and not self.endpoint.url:
             raise ValueError(f"{asked[0]} = {getattr(self, asked[0])!r} asks a model; give synthesize.endpoint.url")
         return self

@@ -94,14 +94,14 @@ def definitions(text: str) -> Iterator[Definition]:
     """Definitions and documented signatures that are Python's syntax. Those inside of classes or functions are told by
     their `self` alone, as excerpts often lack what stands around them."""
     for match in _DEFINITION.finditer(text):
-        node = _parse(_block(text[match.start() :], len(match[1].expandtabs())))
+        node = _parse(block(text[match.start() :], len(match[1].expandtabs())))
         if node is not None:
             yield node
     if "(" in text:
         yield from _documented(text)
 
 
-def _block(text: str, indent: int) -> str:
+def block(text: str, indent: int) -> str:
     """The definition at the beginning of a text: all lines that are indented deeper, the signature's included."""
     lines = text.expandtabs().split("\n")
     depth, end = 0, 0

@@ -9,14 +9,18 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from puna.endpoint import Asker, model_files, open_asker
+from puna.errors import PunaError
 from puna.log import Log
 from puna.model.licence import carry_licences, note_llama
 from puna.posttrain.data.read import digest as file_digest
-from puna.posttrain.synthesis import tool_use
+from puna.posttrain.synthesis import execution, tool_use
+from puna.posttrain.synthesis.checks import linter
 from puna.posttrain.synthesis.found import Drop, Line
 from puna.posttrain.synthesis.signatures import find_functions
+from puna.posttrain.synthesis.snippets import choose, find_snippets
 from puna.recipe import Recipe, Synthesize
 from puna.run import figure, write_text
+from puna.score import proportion
 
 Made = tuple[list[Line], list[Drop]]
 Documents = list[tuple[str, str]]
@@ -53,7 +57,10 @@ def make(recipe: Recipe, corpus: Path, out: Path, log: Log) -> tuple[list[Line],
         carry_terms(knobs.endpoint.url, knobs.endpoint.model, knobs.endpoint.llama, out, log)
     write_text(out / "dropped.jsonl", "".join(json.dumps(vars(drop), ensure_ascii=False) + "\n" for drop in drops))
     sources = Counter(line["source"] for line in lines)
-    return lines, {f"synthesize.{name}": figure(count) for name, count in sorted(sources.items())}
+    figures = {f"synthesize.{name}": figure(count) for name, count in sorted(sources.items())}
+    if repaired := [line["repairs"] > 0 for line in lines if line["source"] == execution.SOURCE]:
+        figures["synthesize.execution.repaired"] = proportion(repaired)
+    return lines, figures
 
 
 def source_digest(recipe: Recipe) -> str | None:
@@ -61,7 +68,9 @@ def source_digest(recipe: Recipe) -> str | None:
     knobs = recipe.synthesize
     folder = Path(knobs.endpoint.url) if knobs.endpoint.url else None
     paths = model_files(folder) if folder and folder.is_dir() else []
-    return file_digest(paths) if paths else None
+    found = [file_digest(paths)] if paths else []
+    found += [linter()] if knobs.execution else []
+    return " ".join(found) or None
 
 
 def carry_terms(url: str, model: str, llama: str | None, out: Path, log: Log) -> None:
@@ -87,8 +96,20 @@ def _functions(knobs: Synthesize, documents: Documents, seed: int, asker: Asker 
     return chats, drops + gone
 
 
+def _execution(knobs: Synthesize, documents: Documents, seed: int, asker: Asker | None) -> Made:
+    snippets = choose(find_snippets(documents), knobs.execution, seed, "execution")
+    return execution.dialogues(snippets, _needed(asker), knobs.repairs)
+
+
+def _needed(asker: Asker | None) -> Asker:
+    if asker is None:
+        raise PunaError("synthesize.endpoint.url is empty; name the model that is to write")
+    return asker
+
+
 Maker = Callable[[Synthesize, Documents, int, Asker | None], Made]
 KINDS: dict[str, tuple[Callable[[Synthesize], Any], Maker]] = {
     "functions": (lambda knobs: knobs.functions, _functions),
+    "execution": (lambda knobs: knobs.execution, _execution),
 }
 """By name: whether a recipe asks for it, and what makes it."""
