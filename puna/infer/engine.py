@@ -21,7 +21,7 @@ from puna.infer.native.runner import native_runner
 from puna.infer.request import Finish, Output, Request, Sampling, TokenLogprob
 from puna.infer.runner import FollowedRunner, Runner, TorchRunner, batch_of
 from puna.infer.sampler import choose, restricted, token_logprobs
-from puna.infer.scheduler import Chunk, Scheduler, blocks_for, scores
+from puna.infer.scheduler import Chunk, Scheduler, blocks_for, first_wanted, scores
 from puna.infer.speculative import Draft, NGrams
 from puna.infer.text import OutputText
 from puna.model.int8 import Precision, to_int8
@@ -41,8 +41,8 @@ class Engine:
 
     `blocks`: of 16 tokens each, for the cache; by default those of default_blocks. `budget`: tokens in a step, which
     cuts long prompts into chunks. `rows`: requests that run side by side. `draft`: a small model of the same vocabulary
-    that guesses `guesses` tokens ahead for requests that say so. `native`: use the compiled kernels where they fit.
-    `runner`: what runs the model where it is but a part of one that several processes hold (parallel.py).
+    that guesses `guesses` tokens ahead for requests that say so. `native`: use the compiled kernels, or graphs on a
+    GPU, where they fit. `runner`: what runs the model where several processes hold a part each (parallel.py).
     """
 
     def __init__(
@@ -212,13 +212,12 @@ class Engine:
     def _ready(self) -> tuple[Runner, Tensor]:
         """The runner and its cache, made when they are first needed."""
         if self._runner is None:
-            self._runner = (native_runner(self.model) if self.native else None) or TorchRunner(self.model)
+            self._runner = runner_for(self.model, self.native)
         if self._cache is None:
             self._cache = new_cache(self.model.config, self.total_blocks + 1, self.dtype, self.device)
         if self._draft is None and self.draft is not None:
             cache = new_cache(self.draft.config, self.total_blocks + 1, self.dtype, self.device)
-            runner = (native_runner(self.draft) if self.native else None) or TorchRunner(self.draft)
-            self._draft = Draft(runner, cache)
+            self._draft = Draft(runner_for(self.draft, self.native), cache)
         return self._runner, self._cache
 
     def _announce_guesses(self) -> None:
@@ -385,12 +384,13 @@ class Engine:
         return torch.cat([-F.cross_entropy(head(x), tokens, reduction="none") for x, tokens in parts])
 
 
-def first_wanted(chunk: Chunk) -> int:
-    """The first token of a chunk whose logits are needed, counted in the request; the chunk's end if there is none."""
-    request = chunk.request
-    if scores(request):
-        return max(1, len(request.prompt_logprobs)) - 1
-    return len(request.tokens) - 1 if chunk.ends else chunk.end
+def runner_for(model: Llama, native: bool) -> Runner:
+    """What runs a model; `native`: what is made for its device, where there is such a thing."""
+    if native and model.embed_tokens.weight.is_cuda:
+        from puna.infer.gpu import GraphRunner  # takes a second to import
+
+        return GraphRunner(model)
+    return (native_runner(model) if native else None) or TorchRunner(model)
 
 
 def masks_of(request: Request, count: int) -> list[np.ndarray | None]:

@@ -64,12 +64,16 @@ def restricted(logits: Tensor, biases: Sequence[Mapping[int, float]], masks: Seq
     """Logits [rows, vocab] with each row's bias added and what its mask [vocab] does not allow taken out."""
     if not any(biases) and all(mask is None for mask in masks):
         return logits
-    logits = logits.clone()
-    for row, bias, mask in zip(logits, biases, masks):
-        if bias:
-            row[list(bias)] += torch.tensor(list(bias.values()), dtype=row.dtype, device=row.device)
-        if mask is not None:
-            row[~torch.from_numpy(mask).to(row.device)] = float("-inf")
+    logits, device = logits.clone(), logits.device
+    # all rows at once: on a GPU each operation whose size depends on data would wait for it
+    if added := [(row, token, value) for row, bias in enumerate(biases) for token, value in bias.items()]:
+        rows, tokens, values = zip(*added)
+        places = torch.tensor(rows, device=device), torch.tensor(tokens, device=device)
+        logits.index_put_(places, torch.tensor(values, dtype=logits.dtype, device=device), accumulate=True)
+    if kept := [(row, mask) for row, mask in enumerate(masks) if mask is not None]:
+        rows = torch.tensor([row for row, _ in kept], device=device)
+        allowed = torch.from_numpy(np.stack([mask for _, mask in kept])).to(device)
+        logits[rows] = logits[rows].masked_fill_(~allowed, float("-inf"))
     return logits
 
 

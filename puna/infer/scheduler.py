@@ -180,6 +180,14 @@ def scores(request: Request) -> bool:
     return request.sampling.prompt_logprobs is not None and not request.begun
 
 
+def first_wanted(chunk: Chunk) -> int:
+    """The first token of a chunk whose logits are needed, counted in the request; the chunk's end if there is none."""
+    request = chunk.request
+    if scores(request):
+        return max(1, len(request.prompt_logprobs)) - 1
+    return len(request.tokens) - 1 if chunk.ends else chunk.end
+
+
 def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK)
 

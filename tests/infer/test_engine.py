@@ -12,7 +12,7 @@ import transformers
 
 from puna.errors import PunaError
 from puna.infer.engine import Engine, Sampling
-from puna.infer.sampler import choose
+from puna.infer.sampler import choose, restricted
 from puna.model.llama import PRESETS, Llama
 from puna.text.tokenizer import Tokenizer
 from puna.text.tokenizer_files import special_names
@@ -193,3 +193,13 @@ def test_what_cannot_be_generated_is_an_error(engine: Engine, directory: Path):
         with pytest.raises(PunaError, match="must be"):
             Sampling(**wrong)  # pyright: ignore[reportArgumentType]
     assert engine.generate([], Sampling(5)) == []
+
+
+def test_biases_and_masks_reach_their_own_rows():
+    logits = torch.zeros(3, 4)
+    mask = np.array([True, False, True, True])
+    found = restricted(logits, [{}, {1: 2.0, 3: -1.0}, {0: 5.0}], [mask, None, mask])
+    inf = float("inf")
+    assert found.tolist() == [[0, -inf, 0, 0], [0, 2, 0, -1], [5, -inf, 0, 0]]
+    assert not logits.any()
+    assert restricted(logits, [{}] * 3, [None] * 3) is logits
