@@ -4,6 +4,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partialmethod
 from typing import Literal
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -51,9 +52,15 @@ def make_batch() -> Batch:
 
 def compare(world: World, cases: list[Case]) -> None:
     """Raises AssertionError in the process that finds a difference."""
-    warnings.simplefilter("ignore")  # torch's, about itself
     # What torch.compile can lose is lost while it traces; to make fast code of it would take minutes.
-    torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # pyright: ignore
+    traced = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    with warnings.catch_warnings(), patch.object(torch.nn.Module, "compile", traced):
+        warnings.simplefilter("ignore")  # torch's, about itself
+        for case in cases:
+            compare_one(world, case)
+
+
+def compare_one(world: World, case: Case) -> None:
     batch = make_batch()
     counts = NextToken().counts(batch)
     whole = make_model()
@@ -61,20 +68,20 @@ def compare(world: World, cases: list[Case]) -> None:
     expected.backward()
     gradients = {name: p.grad for name, p in whole.named_parameters() if p.grad is not None}
     norm = torch.nn.utils.get_total_norm(list(gradients.values())).item()
-    for case in cases:
-        exact = case.precision == "fp32"
-        parts = Parts(make_model(), NextToken(), options_of(case), world, case.compiled)
-        mine = [rows_of_batch(batch, rows) for rows in rows_of(range(ROWS), case.micro_rows, *parts.share)]
-        counts = parts.sum_counts(torch.stack([NextToken().counts(part) for part in mine]).sum(0))
-        total = world.sum(parts.step(mine, ROWS, counts)[None])
-        assert total.item() == pytest.approx(expected.item(), rel=1e-6 if exact else 1e-3), case
-        for name, parameter in parts.parameters.items():
-            assert isinstance(parameter.grad, DTensor), f"{case}: {name} has no gradient"
-            gradient = parameter.grad.full_tensor()
-            error = ((gradient - gradients[name]).norm() / gradients[name].norm()).item()
-            assert error < (1e-5 if exact else 3e-2), f"{case}: {name} is off by {error:.1e}"
-            assert gradient.dtype == torch.float32
-        assert parts.norm().item() == pytest.approx(norm, rel=1e-5 if exact else 1e-2), case
+    exact = case.precision == "fp32"
+    parts = Parts(make_model(), NextToken(), options_of(case), world, case.compiled)
+    mine = [rows_of_batch(batch, rows) for rows in rows_of(range(ROWS), case.micro_rows, *parts.share)]
+    counts = parts.sum_counts(torch.stack([NextToken().counts(part) for part in mine]).sum(0))
+    total = world.sum(parts.step(mine, ROWS, counts)[None])
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6 if exact else 1e-3), case
+    for name, parameter in parts.parameters.items():
+        assert isinstance(parameter.grad, DTensor), f"{case}: {name} has no gradient"
+        gradient = parameter.grad.full_tensor()
+        error = ((gradient - gradients[name]).norm() / gradients[name].norm()).item()
+        assert error < (1e-5 if exact else 3e-2), f"{case}: {name} is off by {error:.1e}"
+        assert gradient.any(), f"{case}: the gradient of {name} is zero"
+        assert gradient.dtype == torch.float32
+    assert parts.norm().item() == pytest.approx(norm, rel=1e-5 if exact else 1e-2), case
 
 
 def options_of(case: Case) -> Training:
@@ -87,6 +94,7 @@ def rows_of_batch(batch: Batch, rows: range) -> Batch:
 
 
 CASES = {
+    1: [Case(Layout(shard=1))],
     2: [
         Case(Layout(tp=2)),
         Case(Layout(cp=2)),
@@ -105,6 +113,7 @@ CASES = {
         Case(Layout(tp=2, cp=2)),
         Case(Layout(tp=2, dp=2), compiled=True),
         Case(Layout(dp=4, shard=2)),
+        Case(Layout(cp=2, dp=2)),
         Case(Layout(cp=2, dp=2), precision="bf16"),
         Case(Layout(tp=2, pp=2), micro_rows=8),
         Case(Layout(cp=2, pp=2, schedule="interleaved", stages=2), micro_rows=2),
@@ -117,9 +126,13 @@ CASES = {
         Case(Layout(tp=2, pp=2, dp=2)),
         Case(Layout(cp=2, pp=2, dp=2, recompute="selective")),
     ],
-    16: [Case(Layout(tp=2, cp=2, pp=2, dp=2, schedule="interleaved", stages=2))],
+    16: [
+        Case(Layout(tp=2, cp=2, pp=2, dp=2, schedule="interleaved", stages=2)),
+        Case(Layout(tp=2, cp=2, pp=2, dp=2, recompute="full")),
+    ],
 }
-"""Three processes and few micro-batches: what does not come out even is filled up."""
+"""All of {tp, cp, pp, dp} in {1, 2}, and more. Three processes and few micro-batches: what does not come out even is
+filled up."""
 
 
 @pytest.mark.parametrize("processes", CASES)

@@ -56,11 +56,12 @@ LAYOUTS = {
     "fsdp": Layout(shard=4),
     "hybrid recompute": Layout(shard=2, recompute="full"),
 }
+CURVES = {"long tp dp": Layout(tp=2), "long pp cp": Layout(pp=2, cp=2)}
 PLAIN = Layout()
 
 
-def run(world: World, folder: Path, layout: Layout, pairs: bool = False, **changed: Any) -> None:
-    """Four steps of four rows, into folder/log and folder/work; the last weights into folder/weights.pt."""
+def run(world: World, folder: Path, layout: Layout, pairs: bool = False, steps: int = STEPS, **changed: Any) -> None:
+    """Steps of four rows, into folder/log and folder/work; the last weights into folder/weights.pt."""
     warnings.simplefilter("ignore")  # torch's, about itself
     knobs: dict[str, Any] = {"seq_len": 16, "batch_rows": 4, "peak_lr": 1e-2, "warmup_steps": 2, "epsilon": 1e-4}
     knobs |= {"precision": "fp32", "compile": "off", "keep_every": 2, "keep_checkpoints": 1, "layout": layout}
@@ -68,7 +69,7 @@ def run(world: World, folder: Path, layout: Layout, pairs: bool = False, **chang
     model = Llama(CONFIG).init_weights(torch.Generator().manual_seed(1))
     loss = Preference(0.1, 0.2) if pairs else NextToken()
     log = Log(folder / "log", "test", quiet=True)
-    train(model, RandomRows(4 * STEPS, pairs), loss, options, world, folder / "work", log, "test")
+    train(model, RandomRows(4 * steps, pairs), loss, options, world, folder / "work", log, "test")
     if world.rank == 0:
         torch.save({name: weight.clone() for name, weight in model.state_dict().items()}, folder / "weights.pt")
 
@@ -88,6 +89,8 @@ def run_all(world: World, folder: Path) -> None:
             copy(half, again / "work" / half.name)
         torch.distributed.barrier()
         run(world, again, LAYOUTS[name])
+    for name, layout in CURVES.items():
+        run(world, folder / name, layout, steps=20)
     run(world, folder / "dpo", Layout(tp=2, pp=2), pairs=True)
     run(world, folder / "uneven", Layout(tp=2), batch_rows=3)  # three micro-batches for two replicas
     with pytest.raises(PunaError, match=r"layout\.cp = 2: Preference needs whole rows; set cp = 1"):
@@ -98,6 +101,7 @@ def run_all(world: World, folder: Path) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     run(World(), folder / "plain", PLAIN)
+    run(World(), folder / "long", PLAIN, steps=20)
     launch(run_all, 4, folder)
     return folder
 
@@ -122,6 +126,15 @@ def test_a_layout_trains_the_same_model_as_one_process(trained: Path, name: str)
     for line, plain in zip(losses(trained / name), losses(trained / "plain"), strict=True):
         assert line == pytest.approx(plain, rel=1e-5)
     assert distance(weights(trained / name), weights(trained / "plain")) < 1e-5
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_the_loss_curve_of_twenty_steps_is_that_of_one_process(trained: Path, name: str) -> None:
+    curve, plain = losses(trained / name), losses(trained / "long")
+    assert len(curve) == 20
+    assert plain[-1][0] < plain[0][0]
+    for line, one in zip(curve, plain, strict=True):
+        assert line == pytest.approx(one, rel=1e-5)
 
 
 def test_a_run_goes_on_in_any_other_layout(trained: Path) -> None:
