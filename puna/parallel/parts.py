@@ -29,7 +29,7 @@ from puna.recipe import Training
 from puna.train.batches import Batch
 from puna.train.checkpoint import Checkpoints, found
 from puna.train.launch import World
-from puna.train.losses import Loss
+from puna.train.losses import Loss, tally_of
 
 
 class Parts:
@@ -111,10 +111,14 @@ class Parts:
         tokens = [self.view.cut(batch.tokens) for batch in batches]
         cut = [dataclasses.replace(batch, **self._cut_rows(batch)) for batch in batches]
 
+        # By micro-batch: a pipeline's schedule tries the loss before it begins, on nothing in particular.
+        tally, tallies = tally_of(self.loss), dict[int, Tensor]()
+
         def loss(hidden: Tensor, number: int) -> Tensor:
             head = next(part.lm_head.weight for part in self.parts if part.lm_head is not None)
             with torch.autocast(hidden.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 value = self.loss(whole_sequence(hidden), head, cut[number], counts)
+            tallies[number] = tally.take(hidden.device)
             return value if number < there else value * 0
 
         documents = [batch.documents for batch in batches]
@@ -126,12 +130,14 @@ class Parts:
                 value = loss(self.parts[0](tokens[number], documents[number]), number)
                 value.backward()
                 total += value.detach()
+        tally.put(tallies[number] for number in tallies if number < there)
         return total / self.layout.tp  # every rank of `tp` has the whole of it
 
     def _cut_rows(self, batch: Batch) -> dict[str, Tensor]:
         if self.layout.cp == 1:
             return {}
-        return {name: self.view.cut(getattr(batch, name)) for name in ("tokens", "labels", "documents")}
+        values = {name: getattr(batch, name) for name in ("tokens", "labels", "documents", "sources")}
+        return {name: self.view.cut(value) for name, value in values.items() if value is not None}
 
     def norm(self) -> Tensor:
         """Of the whole model's gradient; a value that several processes hold is counted once."""

@@ -16,7 +16,7 @@ from puna.run import figure, work_folder
 from puna.text.needle import NeedleMaker
 from puna.text.tokenizer import Tokenizer
 from puna.train.average import WeightAverage
-from puna.train.batches import Batches, Shards, blends_of
+from puna.train.batches import Shards, blends_of
 from puna.train.haystacks import Haystacks
 from puna.train.launch import World, count_processes, launch
 from puna.train.loop import train, use_compile
@@ -66,7 +66,7 @@ def train_on(
 ) -> None:
     """Train the model on the shards as the knobs say; it ends with the mean of its weights where they ask for that.
     `weights` are for a model without memory. Afterwards the process of rank 0 has the whole model."""
-    batches: Batches = Shards(
+    batches = Shards(
         shards,
         blends_of(knobs),
         knobs.seq_len,
@@ -80,5 +80,5 @@ def train_on(
     average = None
     if knobs.average:
         average = WeightAverage(work / "average", world.rank, knobs.steps, knobs.anneal_steps, knobs.average)
-    loss = NextToken(compiled=use_compile(knobs, world.device))
+    loss = NextToken(use_compile(knobs, world.device), batches.sources)
     train(model, batches, loss, knobs, world, work, log, name, average, weights)

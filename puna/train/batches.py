@@ -21,6 +21,8 @@ from puna.recipe.training import Stretch
 
 IGNORE = -100
 """The label of a token that no loss is taken on."""
+MOST_SOURCES = 24
+"""Where there are more, the loss is told by part alone: these figures go along with every step's."""
 
 
 @dataclass
@@ -37,6 +39,8 @@ class Batch:
     """[rows, seq_len] bool, DPO only: the labels that count for the preference"""
     reference: Tensor | None = None
     """[rows, 2] float, DPO only: log-probability of chosen and rejected under the reference model"""
+    sources: Tensor | None = None
+    """[rows, seq_len] int64, pretraining only: the number of the source that a token is from"""
 
     def to(self, device: torch.device) -> "Batch":
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -46,7 +50,7 @@ class Batch:
         """Without the columns after the last label: attention is causal, so no loss depends on them."""
         labelled = (self.labels != IGNORE).any(0).nonzero()
         end = int(labelled[-1]) + 1 if len(labelled) else 1
-        values = {name: getattr(self, name) for name in ("tokens", "labels", "documents", "scored")}
+        values = {name: getattr(self, name) for name in ("tokens", "labels", "documents", "scored", "sources")}
         return replace(self, **{name: v[:, :end].contiguous() for name, v in values.items() if v is not None})
 
 
@@ -134,6 +138,13 @@ class Shards:
             here = self._piece == number
             self._nth[here] = np.arange(here.sum())
         self._permutations: dict[tuple[int, int], np.ndarray] = {}
+        runs = source_runs(folder, self.tokens)
+        self.sources = tuple(dict.fromkeys(name for run in runs.values() for _, name in run))
+        """Names of what a batch's `sources` number."""
+        self._runs = {
+            part: (np.array([start for start, _ in run]), np.array([self.sources.index(name) for _, name in run]))
+            for part, run in runs.items()
+        }
 
     def __len__(self) -> int:
         return sum(each.steps * each.batch_rows for each in self.stretches) or len(self._piece)
@@ -147,14 +158,25 @@ class Shards:
         return counts
 
     def rows(self, numbers: Sequence[int]) -> Batch:
-        cut = np.stack([self._row(i) for i in numbers])
+        places = [self._place(i) for i in numbers]
+        cut = np.stack([self.tokens[part][start : start + length + 1] for part, start, length in places])
+        cut = cut.astype(np.int64)
         tokens, following = cut[:, :-1], cut[:, 1:]
         labels = np.where(following == self.bos_id, IGNORE, following)  # what comes after a document is not text
         documents = np.cumsum(tokens == self.bos_id, axis=1)
-        return Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (tokens, labels, documents)))
+        batch = Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (tokens, labels, documents)))
+        batch.sources = torch.from_numpy(np.stack([self._sources(*place) for place in places]))
+        return batch
 
-    def _row(self, number: int) -> np.ndarray:
-        """The tokens of a row and the one after, [its length + 1] int64."""
+    def _sources(self, part: str, start: int, length: int) -> np.ndarray:
+        """The number of the source of each token of a row."""
+        starts, numbers = self._runs[part]
+        if len(numbers) == 1:
+            return np.full(length, numbers[0])
+        return numbers[np.searchsorted(starts, np.arange(start, start + length), "right") - 1]
+
+    def _place(self, number: int) -> tuple[str, int, int]:
+        """Where a row lies: its part, its first token there and its length."""
         number, part, seq_len = place_in(number, self.stretches) if self.stretches else (number, 0, self.seq_len)
         which = int(self._piece[number])
         piece = self.pieces[which]
@@ -163,7 +185,7 @@ class Shards:
             item = ("rows", piece.part, *([piece.start] if piece.start else []), epoch)
             self._permutations[which, epoch] = rng(self.seed, *item).permutation(piece.rows)
         start = piece.start + int(self._permutations[which, epoch][place]) * self.seq_len + part * seq_len
-        return self.tokens[piece.part][start : start + seq_len + 1].astype(np.int64)
+        return piece.part, start, seq_len
 
 
 def place_in(number: int, stretches: Sequence[Stretch]) -> tuple[int, int, int]:
@@ -186,6 +208,20 @@ def whole_rows(stretches: Sequence[Stretch]) -> list[int]:
     """How many rows of the longest length each stretch takes."""
     longest = stretches[-1].seq_len
     return [-(-each.steps * each.batch_rows * each.seq_len // longest) for each in stretches]
+
+
+def source_runs(folder: Path, parts: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
+    """Of each part, from which of its tokens on the text is of which source, by what shards.json knows. The sources of
+    a part that has several are called PART/SOURCE, the only one of a part as the part."""
+    groups = json.loads((folder / "shards.json").read_text()).get("groups", {})
+    runs = {}
+    for part in parts:
+        named = [(group["start"], group.get("source")) for group in groups.get(part) or [{"start": 0}]]
+        several = len({source for _, source in named}) > 1
+        runs[part] = [(start, f"{part}/{source}" if several else part) for start, source in named]
+    if len({name for run in runs.values() for _, name in run}) > MOST_SOURCES:
+        return {part: [(0, part)] for part in runs}
+    return runs
 
 
 def blends_of(knobs: Pretrain) -> list[Blend]:

@@ -23,6 +23,7 @@ class Haystacks:
 
     def __init__(self, batches: Batches, needles: NeedleMaker, share: float, seed: int) -> None:
         self.batches, self.needles, self.share, self.seed = batches, needles, share, seed
+        self.sources = (*getattr(batches, "sources", ()), "needles")
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -45,3 +46,5 @@ class Haystacks:
         batch.tokens[place] = torch.from_numpy(made.tokens[:-1])
         batch.labels[place] = torch.from_numpy(labels)
         batch.documents[place] = 0
+        if batch.sources is not None:
+            batch.sources[place] = len(self.sources) - 1

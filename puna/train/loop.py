@@ -21,7 +21,7 @@ from puna.train.batches import Batch, Batches, rows_of_step
 from puna.train.checkpoint import Checkpoints
 from puna.train.guard import Guard
 from puna.train.launch import Preempted, World
-from puna.train.losses import Loss
+from puna.train.losses import Loss, tally_of
 from puna.train.metrics import Meter
 from puna.train.optimizer import learning_rate, make_optimizer
 from puna.train.watch import Watch
@@ -92,6 +92,7 @@ def train(
             log.message(f"{name} goes on from step {first:,} of {steps:,}")
     meter = Meter(model.config, options, peak, work, log)
     watch = Watch(world, options.hang_seconds)
+    tally = tally_of(loss)
 
     reader = closing(ahead(read(batches, first, stretches, options.micro_rows, trainee.share)))
     progress = log.progress(name, steps if world.rank == 0 else 0)
@@ -111,9 +112,9 @@ def train(
             total[0] = trainee.step(micro_batches, len(numbers), counts)
             total[1] = world.rank == 0 and meter.unsaved() > options.checkpoint_seconds
             total[2] = bool(end)
-            world.sum(total)
+            total = world.sum(torch.cat([total, tally.take(world.device)]))
             norm = trainee.norm()
-            value, save, stop = total.tolist()
+            value, save, stop, *by_source = total.tolist()
             lr = learning_rate(step, steps, options)
             if guard.allows(value, norm.item()):
                 trainee.scale(torch.clamp(options.clip_norm / (norm + 1e-6), max=1.0))
@@ -126,8 +127,10 @@ def train(
                 after_step(step + 1, trainee.module)
 
             if world.rank == 0:
-                shape = {"batch_rows": len(numbers), "seq_len": seq_len} if len(stretches) > 1 else {}
-                speed = meter.step(step + 1, len(numbers), seq_len, value, norm.item(), lr, guard.skipped, **shape)
+                more = tally.means(by_source)
+                if len(stretches) > 1:
+                    more |= {"batch_rows": len(numbers), "seq_len": seq_len}
+                speed = meter.step(step + 1, len(numbers), seq_len, value, norm.item(), lr, guard.skipped, **more)
                 bar.advance(1, f"loss {value:.3f}  {speed:,.0f} tokens/s")
             kept = options.keep_every and (step + 1) % options.keep_every == 0
             if (save and not guard.in_a_row) or kept or stop:

@@ -4,7 +4,7 @@ At Llama's 128,256 entries the logits of one 8K row are 4 GB in fp32, and their 
 here go through the tokens in chunks of a few hundred; memory is chunk x vocabulary, whatever the batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -58,31 +58,39 @@ def loss_chunk(
     scale: Tensor,
     by_weight: bool = True,
     softmax: Softmax = softmax_gradient,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Summed cross-entropy of a chunk times `scale`, with its gradients by hidden and, if asked, by weight (fp32)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Summed cross-entropy of a chunk times `scale`, the log-probabilities of its labels [n], and the sum's gradients
+    by hidden and, if asked, by weight (fp32)."""
     log_probs, gradient = softmax((hidden @ weight.t()).float(), labels, scale)
     gradient = gradient.to(hidden.dtype)
-    return -log_probs.sum() * scale, gradient @ weight, (gradient.t() @ hidden).float() if by_weight else None
+    by_hidden, by_weights = gradient @ weight, (gradient.t() @ hidden).float() if by_weight else None
+    return -log_probs.sum() * scale, log_probs, by_hidden, by_weights
 
 
 class _CrossEntropy(torch.autograd.Function):
     """The gradient is made together with the loss: the logits are computed once and never kept."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, chunk_fn: Any) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, chunk_fn: Any
+    ) -> tuple[Tensor, Tensor]:
         hidden, weight = hidden.detach(), weight.detach()  # torch.compile warns about tensors with a history
         total = torch.zeros((), device=hidden.device)
+        log_probs = torch.empty(len(hidden), device=hidden.device)
         hidden_grad = torch.empty_like(hidden)
         by_weight = ctx.needs_input_grad[1]  # not where it is frozen
         weight_grad = torch.zeros(weight.shape, device=weight.device) if by_weight else None
         for i in range(0, len(hidden), CHUNK):
             part = slice(i, i + CHUNK)
-            loss, hidden_grad[part], grad = chunk_fn(hidden[part], weight, labels[part], scale, by_weight)
+            loss, log_probs[part], hidden_grad[part], grad = chunk_fn(
+                hidden[part], weight, labels[part], scale, by_weight
+            )
             total += loss
             if weight_grad is not None:
                 weight_grad += grad
         ctx.save_for_backward(hidden_grad, weight_grad)
-        return total
+        ctx.mark_non_differentiable(log_probs)
+        return total, log_probs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
@@ -104,30 +112,81 @@ def whole_or_part(weight: Tensor) -> tuple[Tensor, Softmax | None]:
     return local_vocabulary(weight)
 
 
-def labelled_first(hidden: Tensor, labels: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
-    """The tokens that have a label, and as many others as make up a `multiple`: compiled code wants few shapes."""
+def labelled_first(labels: Tensor, multiple: int) -> Tensor | None:
+    """The places of the tokens that have a label, and of as many others as make up a `multiple` (compiled code wants
+    few shapes); None for all."""
     ignored = labels == IGNORE
     count = min(len(labels), -(-int((~ignored).sum()) // multiple) * multiple)
     if count == len(labels):
-        return hidden, labels
-    chosen = ignored.to(torch.uint8).argsort(stable=True)[:count].sort().values
-    return hidden.index_select(0, chosen), labels[chosen]
+        return None
+    return ignored.to(torch.uint8).argsort(stable=True)[:count].sort().values
+
+
+class Tally:
+    """The cross-entropy of a step by source, from what the loss computes anyway."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._sums: Tensor | None = None
+
+    def add(self, sources: Tensor, labels: Tensor, log_probs: Tensor) -> None:
+        """Tokens [n] of the sources of those numbers, with the log-probabilities of their labels."""
+        if self._sums is None:
+            self._sums = torch.zeros(2, len(self.names), device=log_probs.device)
+        self._sums[0].index_add_(0, sources, -log_probs)
+        self._sums[1].index_add_(0, sources, (labels != IGNORE).float())
+
+    def take(self, device: torch.device) -> Tensor:
+        """What was added since the last call: for each source the nats, then for each the labels. To be summed over
+        processes; where several have the same tokens, their means stay."""
+        sums, self._sums = self._sums, None
+        return torch.zeros(2 * len(self.names), device=device) if sums is None else sums.flatten()
+
+    def put(self, taken: Iterable[Tensor]) -> None:
+        """Give back what was taken."""
+        for sums in taken:
+            sums = sums.view(2, -1)
+            self._sums = sums if self._sums is None else self._sums + sums
+
+    def means(self, sums: Sequence[float]) -> dict[str, float]:
+        """`loss/NAME` of the sources that have labels among the sums, in nats a token."""
+        count = len(self.names)
+        found = zip(self.names, sums[:count], sums[count:])
+        return {f"loss/{name}": nats / labels for name, nats, labels in found if labels}
+
+
+def tally_of(loss: Loss) -> Tally:
+    """A loss's own, or an empty one for those that know no sources."""
+    return getattr(loss, "tally", None) or Tally(())
 
 
 def cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, chunk_fn: Callable[..., Any] = loss_chunk
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    scale: Tensor,
+    chunk_fn: Callable[..., Any] = loss_chunk,
+    sources: Tensor | None = None,
+    tally: Tally | None = None,
 ) -> Tensor:
     """Sum of cross-entropies times `scale`: hidden [n, dim], weight [vocab, dim], labels [n] or IGNORE -> scalar.
 
     `scale` is a scalar tensor, usually one over the labels of the whole step. The products are taken in autocast's
-    precision, the softmax and the weight's gradient in fp32.
+    precision, the softmax and the weight's gradient in fp32. Where the tokens have `sources` [n], the tally gets them.
     """
     dtype = product_dtype(hidden.device)
     weight, softmax = whole_or_part(weight)
     chunk_fn = partial(loss_chunk, softmax=softmax) if softmax else chunk_fn
-    hidden, labels = labelled_first(hidden, labels, 1 if chunk_fn is loss_chunk else CHUNK)
+    chosen = labelled_first(labels, 1 if chunk_fn is loss_chunk else CHUNK)
+    if chosen is not None:
+        hidden, labels = hidden.index_select(0, chosen), labels[chosen]
+        sources = sources if sources is None else sources[chosen]
     with torch.autocast(hidden.device.type, enabled=False):
-        return _CrossEntropy.apply(hidden.to(dtype), weight.to(dtype), labels, scale, chunk_fn)  # pyright: ignore
+        arguments = (hidden.to(dtype), weight.to(dtype), labels, scale, chunk_fn)
+        total, log_probs = _CrossEntropy.apply(*arguments)  # pyright: ignore
+    if tally and sources is not None:
+        tally.add(sources, labels, log_probs)
+    return total
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -180,16 +239,19 @@ class NextToken:
 
     whole_rows = False
 
-    def __init__(self, compiled: bool = False) -> None:
+    def __init__(self, compiled: bool = False, sources: Sequence[str] = ()) -> None:
+        """`sources`: the names of those that a batch's tokens are numbered by; `tally` then tells them apart."""
         self._chunk = torch.compile(loss_chunk, dynamic=False) if compiled else loss_chunk
+        self.tally = Tally(sources)
 
     def counts(self, batch: Batch) -> Tensor:
         return (batch.labels != IGNORE).sum().float()[None]
 
     def __call__(self, hidden: Tensor, weight: Tensor, batch: Batch, counts: Tensor) -> Tensor:
-        return cross_entropy(
-            hidden.flatten(0, 1), weight, batch.labels.flatten(), 1 / counts[0].clamp(min=1), self._chunk
-        )
+        scale = 1 / counts[0].clamp(min=1)
+        sources = batch.sources.flatten() if batch.sources is not None and self.tally.names else None
+        arguments = (hidden.flatten(0, 1), weight, batch.labels.flatten(), scale, self._chunk)
+        return cross_entropy(*arguments, sources=sources, tally=self.tally)
 
 
 class Preference:

@@ -41,7 +41,7 @@ class RandomRows:
     def rows(self, numbers: Sequence[int]) -> Batch:
         tokens = self.tokens[list(numbers)]
         documents = (torch.arange(16) >= 7).long().expand(len(tokens), 16)
-        batch = Batch(tokens[:, :-1], tokens[:, 1:], documents)
+        batch = Batch(tokens[:, :-1], tokens[:, 1:], documents, sources=tokens[:, :-1] % 2)
         if self.pairs:
             batch.scored = torch.ones_like(documents, dtype=torch.bool)
             batch.reference = torch.full((len(tokens), 2), -40.0)
@@ -67,7 +67,7 @@ def run(world: World, folder: Path, layout: Layout, pairs: bool = False, steps: 
     knobs |= {"precision": "fp32", "compile": "off", "keep_every": 2, "keep_checkpoints": 1, "layout": layout}
     options = Training(**knobs | changed)
     model = Llama(CONFIG).init_weights(torch.Generator().manual_seed(1))
-    loss = Preference(0.1, 0.2) if pairs else NextToken()
+    loss = Preference(0.1, 0.2) if pairs else NextToken(sources=["even", "odd"])
     log = Log(folder / "log", "test", quiet=True)
     train(model, RandomRows(4 * steps, pairs), loss, options, world, folder / "work", log, "test")
     if world.rank == 0:
@@ -106,9 +106,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def losses(folder: Path) -> list[tuple[float, float]]:
+def losses(folder: Path) -> list[tuple[float, ...]]:
     lines = [json.loads(line) for line in (folder / "log" / "test.jsonl").read_text().splitlines()]
-    return [(line["loss"], line["gradient_norm"]) for line in lines]
+    names = ["loss", "gradient_norm", *(["loss/even", "loss/odd"] if "loss/even" in lines[0] else [])]
+    return [tuple(line[name] for name in names) for line in lines]
+
+
+def test_the_log_has_the_loss_by_source(trained: Path) -> None:
+    assert len(losses(trained / "plain")[0]) == len(losses(trained / "cp tp")[0]) == 4
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -156,7 +161,8 @@ def test_a_run_goes_on_in_any_other_layout(trained: Path) -> None:
 def test_one_process_goes_on_from_parts(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "interleaved tp" / "work" / "step-000000002", tmp_path / "work" / "step-000000002")
     run(World(), tmp_path, PLAIN)
-    assert [loss for loss, _ in losses(tmp_path)] == pytest.approx([x for x, _ in losses(trained / "plain")[2:]], 1e-6)
+    for line, straight in zip(losses(tmp_path), losses(trained / "plain")[2:], strict=True):
+        assert line[0] == pytest.approx(straight[0], rel=1e-6)
 
 
 def test_dpo_and_a_share_that_does_not_come_out_even(trained: Path, tmp_path: Path) -> None:

@@ -25,13 +25,15 @@ class RandomRows:
             keep = torch.rand((rows, 1), generator=random)
             self.labels[torch.rand((rows, seq_len), generator=random) > keep] = IGNORE
         self.documents = (torch.arange(seq_len) >= seq_len // 3).long().expand(rows, seq_len)
+        self.sources = ("text", "code")
+        self.numbers = torch.zeros_like(self.tokens)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def rows(self, numbers: Sequence[int]) -> Batch:
         index = torch.tensor(list(numbers))
-        return Batch(self.tokens[index], self.labels[index], self.documents[index])
+        return Batch(self.tokens[index], self.labels[index], self.documents[index], sources=self.numbers[index])
 
 
 @pytest.fixture

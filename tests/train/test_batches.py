@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from puna.errors import PunaError
 from puna.model.llama import Llama
 from puna.recipe import Pretrain, Training
-from puna.train.batches import IGNORE, Blend, PackedChats, Shards, blends_of, lay_out, pack, rows_of_step, share_rows
+from puna.train.batches import (
+    IGNORE,
+    MOST_SOURCES,
+    Blend,
+    PackedChats,
+    Shards,
+    blends_of,
+    lay_out,
+    pack,
+    rows_of_step,
+    share_rows,
+)
 from puna.train.loop import rows_of
 from puna.train.losses import NextToken
 
@@ -133,7 +144,7 @@ def test_share_rows_properties(parts: dict[str, tuple[int, int]], max_epochs: fl
         assert abs(counts[part] - left * mix[part] / total) <= 2 * len(mix)
 
 
-# -- weights and the anneal --
+# -- sources, weights and the anneal --
 
 GROUPS = {
     "wiki": [
@@ -155,6 +166,30 @@ def read_from(batches: Shards, folder: Path, start: int, end: int) -> Counter[in
     wanted = set(np.fromfile(folder / "wiki.bin", np.uint16)[start:end].tolist()) - {BOS}
     tokens = batches.rows(range(len(batches))).tokens.flatten().tolist()
     return Counter(token for token in tokens if token in wanted)
+
+
+def test_every_token_tells_its_source(grouped: Path):
+    batches = Shards(grouped, [Blend(40, {"wiki": 0.75, "math": 0.25})], SEQ, 100, BOS, 1)
+    assert batches.sources == ("wiki/x", "wiki/y", "math")
+    batch = batches.rows(range(40))
+    assert batch.sources is not None
+    stream = np.fromfile(grouped / "wiki.bin", np.uint16)
+    owners = dict.fromkeys(stream[:124].tolist(), 0) | dict.fromkeys(stream[124:].tolist(), 1)
+    found = [
+        (owners.get(token, 2), source)
+        for token, source in zip(batch.tokens.flatten().tolist(), batch.sources.flatten().tolist())
+        if token != BOS
+    ]
+    assert all(owner == source for owner, source in found)
+    assert {source for _, source in found} == {0, 1, 2}
+    assert any(len(row.unique()) == 2 for row in batch.sources)  # a row that lies across a border
+
+
+def test_parts_without_groups_or_with_too_many_sources_are_told_whole(shards: Path):
+    assert open_shards(shards, 9, MIX).sources == tuple(MIX)
+    many = {"wiki": [{"source": str(i), "start": 3 * i} for i in range(MOST_SOURCES + 1)]}
+    (shards / "shards.json").write_text(json.dumps({"dtype": "uint16", "groups": many}))
+    assert open_shards(shards, 9, MIX).sources == tuple(MIX)
 
 
 def test_without_weights_the_groups_change_nothing(shards: Path):

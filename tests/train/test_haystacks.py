@@ -27,6 +27,17 @@ def test_a_share_of_the_rows_become_haystacks_and_the_others_stay(haystacks: Hay
     assert plain.documents[changed].any()
 
 
+def test_haystacks_are_a_source_of_their_own(word_tokenizer: Tokenizer):
+    rows = RandomRows(20, 160, 250)
+    haystacks = Haystacks(rows, NeedleMaker(word_tokenizer), 0.5, seed=4)
+    assert haystacks.sources == ("text", "code", "needles")
+    batch = haystacks.rows(range(20))
+    changed = (batch.tokens != rows.tokens).any(1)
+    assert 0 < changed.sum() < 20
+    assert batch.sources is not None
+    assert torch.equal(batch.sources, 2 * changed[:, None].expand_as(batch.sources))
+
+
 def test_a_row_depends_on_the_seed_and_its_number_alone(haystacks: Haystacks):
     together = haystacks.rows(range(20))
     alone = [haystacks.rows([number]) for number in reversed(range(20))][::-1]

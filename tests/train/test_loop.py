@@ -90,6 +90,28 @@ def test_five_steps_are_those_of_a_plain_loop_with_transformers(
     assert ((weights(mine) - flat).norm() / flat.norm()).item() < 1e-5
 
 
+def test_losses_by_source_are_logged_and_change_no_weight(
+    make_model: MakeModel, make_options: MakeOptions, random_rows: MakeRows, tmp_path: Path
+):
+    models, logs = [], []
+    for sources in ((), ("text", "code")):
+        models.append(make_model())
+        logs.append(Log(tmp_path / str(len(sources)), "test"))
+        rows = random_rows(20, gaps=True)
+        rows.numbers = (torch.arange(16) >= 10).long().expand(20, 16)
+        train(
+            models[-1], rows, NextToken(sources=sources), make_options(), World(), tmp_path / "none", logs[-1], "test"
+        )
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert trajectory(logs[0]) == trajectory(logs[1])
+    for number, line in enumerate(map(json.loads, logs[1].path.read_text().splitlines())):
+        labelled = rows.labels[4 * number : 4 * number + 4] >= 0
+        text, code = labelled[:, :10].sum().item(), labelled[:, 10:].sum().item()
+        assert (text * line["loss/text"] + code * line["loss/code"]) / (text + code) == pytest.approx(line["loss"])
+        assert line["loss/text"] != line["loss/code"]
+    assert "loss/text" not in logs[0].path.read_text()
+
+
 @pytest.mark.parametrize("micro_rows", [1, 2])
 def test_accumulation_equals_one_large_batch(
     make_model: MakeModel, make_options: MakeOptions, random_rows: MakeRows, tmp_path: Path, micro_rows: int

@@ -61,6 +61,21 @@ def test_next_token_is_torchs_mean_over_the_labels():
     assert relative(found, F.cross_entropy(hidden @ weight.t(), labels).double()) < 1e-6
 
 
+def test_the_tally_has_torchs_mean_of_each_source():
+    hidden, weight, labels = inputs(40)
+    sources = torch.arange(40) % 3
+    labels[sources == 2] = IGNORE
+    batch = Batch(labels.view(2, 20), labels.view(2, 20), torch.zeros(2, 20), sources=sources.view(2, 20))
+    loss = NextToken(sources=["a", "b", "c", "never seen"])
+    for rows in ([0], [1]):  # two micro-batches add up
+        part = Batch(batch.tokens[rows], batch.labels[rows], batch.documents[rows], sources=sources.view(2, 20)[rows])
+        loss(hidden.view(2, 20, DIM)[rows], weight, part, loss.counts(batch))
+    means = loss.tally.means(loss.tally.take(hidden.device).tolist())
+    wanted = [F.cross_entropy((hidden @ weight.t())[sources == i], labels[sources == i]).item() for i in (0, 1)]
+    assert means == {"loss/a": pytest.approx(wanted[0], rel=1e-6), "loss/b": pytest.approx(wanted[1], rel=1e-6)}
+    assert not loss.tally.take(hidden.device).any()  # and what was taken is gone
+
+
 def test_logits_of_any_size_stay_finite():
     hidden, weight, labels = inputs(9)
     for scale in (1e4, 1e-4):
