@@ -14,6 +14,7 @@ with TorchRunner, and the two attentions with each other.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +103,9 @@ class Pass:
         self.last = torch.zeros(tiles, queries, dtype=torch.int32, device=device)
         """The position of each query, which is that of the last key it sees."""
         place, last = runner.place, self.last
+        self.before, self.after = (
+            (compiled(part, shape.tokens == 1) if runner.compiled else part) for part in (before, after)
+        )
 
         def sees(row: Tensor, head: Tensor, query: Tensor, slot: Tensor) -> Tensor:
             return place[slot // BLOCK] * BLOCK + slot % BLOCK <= last[row, query]
@@ -151,10 +155,10 @@ class Pass:
         cos, sin = model.rope(positions[None])
         x = model.embed_tokens(self.fields["tokens"][None])  # [1, T, dim]
         for layer, (keys, values) in zip(model.layers, self.layers):
-            q, k, v = self.runner.before(layer, x, cos, sin)
+            q, k, v = self.before(layer, x, cos, sin)
             keys.index_copy_(0, slots, k)
             values.index_copy_(0, slots, v)
-            x = self.runner.after(layer, x, self._attend(q, keys, values))
+            x = self.after(layer, x, self._attend(q, keys, values))
         return model.norm(x)[0]
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -174,7 +178,7 @@ class GraphRunner:
         self.model, self.device = model, next(model.parameters()).device
         on_gpu = self.device.type == "cuda"
         self.attend = flex_attend if on_gpu else plain_attend
-        self.before, self.after = (compiled(before), compiled(after)) if on_gpu else (before, after)
+        self.compiled = on_gpu
         self.pool = torch.cuda.graph_pool_handle() if on_gpu else None
         self.place = torch.zeros(0, dtype=torch.int32)
         """[blocks]: which of its requests' blocks each block of the cache is, counted from 0."""
@@ -247,11 +251,13 @@ def plain_attend(q: Tensor, k: Tensor, v: Tensor, made: Pass) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, seen[:, None], enable_gqa=True)
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+@cache
+def compiled(function: Callable[..., Any], one_row: bool) -> Callable[..., Any]:
     """A function compiled for each shape that it meets; all layers share what is compiled."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     # with this option products with one row become kernels that only stream the weights
-    return torch.compile(function, dynamic=False, fullgraph=True, options={"coordinate_descent_tuning": True})
+    options = {"coordinate_descent_tuning": True} if one_row else None
+    return torch.compile(function, dynamic=False, fullgraph=True, options=options)
 
 
 _flex = torch.compile(flex_attention, dynamic=False, fullgraph=True)
