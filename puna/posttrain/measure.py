@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from puna.log import Log
-from puna.posttrain.sample import Drawn, draw, is_finished
+from puna.posttrain.sample import MOST_TURNS, Drawn, draw, is_finished
 from puna.posttrain.tool_problems import KINDS, Problem
 from puna.recipe import Posttrain
 from puna.run import figure
@@ -22,14 +22,16 @@ Marks = dict[str, np.ndarray]
 def measure(
     model: Path, problems: Sequence[Problem], knobs: Posttrain, seed: int, log: Log, greedy: bool, tool: bool = True
 ) -> Marks:
-    """One attempt at each problem, at the knobs' temperature or greedily.
+    """One attempt at each problem: greedily to its end, or the first message at the knobs' temperature.
 
-    `first` [problems]: the first message is right. `solved` [problems]: so are all that follow. `called` [problems]:
-    the first message calls. `finished`, `repeats` [messages]: it ended by itself; it says something three times.
+    `first` [problems]: the first message is right. `solved` [problems], greedily only: so are all that follow. `called`
+    [problems]: the first message calls. `finished`, `repeats` [messages]: it ended by itself; it says something three times.
     """
     changes = {"samples": 1, "temperature": 0.0 if greedy else knobs.temperature}
-    drawn = draw(model, problems, knobs.model_copy(update=changes), seed, log, tool=tool)
-    return marks_of(drawn, problems, Tokenizer.load(model))
+    turns = MOST_TURNS if greedy else 1
+    drawn = draw(model, problems, knobs.model_copy(update=changes), seed, log, tool=tool, turns=turns)
+    marks = marks_of(drawn, problems, Tokenizer.load(model))
+    return marks if greedy else {name: values for name, values in marks.items() if name != "solved"}
 
 
 def marks_of(drawn: Sequence[Drawn], problems: Sequence[Problem], tokenizer: Tokenizer) -> Marks:
@@ -62,7 +64,8 @@ def scores(marks: Marks, problems: Sequence[Problem]) -> dict[str, Any]:
     """Figures with intervals: all problems, and `solved` by kind; how well it knows when not to call."""
     found = {name: proportion(values) for name, values in marks.items() if name != "called"}
     kinds = np.array([problem["kind"] for problem in problems])
-    found |= {f"solved.{kind}": proportion(marks["solved"][kinds == kind]) for kind in KINDS if kind in kinds}
+    if "solved" in marks:
+        found |= {f"solved.{kind}": proportion(marks["solved"][kinds == kind]) for kind in KINDS if kind in kinds}
     return found | {"irrelevance": f1(~marks["called"], kinds == "none")}
 
 

@@ -1,6 +1,7 @@
 """Preferences: answers to one prompt that were ranked, as token ids (section 4.2.1)."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -60,6 +61,18 @@ def own_pairs(path: Path, tokenizer: Tokenizer, longest: int) -> list[Pair]:
         if 2 * len(prompt) + sum(map(len, answers.values())) <= longest:
             pairs.append(Pair(prompt, **answers, strength=line["strength"]))
     return pairs
+
+
+def first_of(pairs: Iterable[Pair], most: int) -> list[Pair]:
+    """The first `most` pairs of every prompt."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    found = []
+    for pair in pairs:
+        prompt = tuple(pair.prompt)
+        seen[prompt] += 1
+        if seen[prompt] <= most:
+            found.append(pair)
+    return found
 
 
 def pair_lines(pairs: Iterable[Pair]) -> str:

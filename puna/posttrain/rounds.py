@@ -22,7 +22,7 @@ from puna.posttrain import dpo, reward, sft
 from puna.posttrain.average import average
 from puna.posttrain.chats import read_jsonl
 from puna.posttrain.measure import Marks, measure, scores
-from puna.posttrain.preferences import own_pairs, pair_lines, read_pairs
+from puna.posttrain.preferences import first_of, own_pairs, pair_lines, read_pairs
 from puna.posttrain.reward_model import Scorer
 from puna.posttrain.sample import Drawn, best_of, chats_of, draw, pairs_of, read_drawn, write_drawn
 from puna.posttrain.steps import Steps
@@ -45,18 +45,23 @@ class Kept(NamedTuple):
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
-    """Pretrained model, first chats and problems -> the best model of all rounds, its reward model, ledger.json."""
+    """Pretrained model, first chats and problems -> the best model of all rounds, with ledger.json; in `reward` the
+    last reward model, in `start` the model before the rounds, in pairs.jsonl what that one gave DPO to learn."""
     play = Rounds(recipe, inputs, Steps(work_folder(out) / "steps", log), log)
     kept = play.start()
     for number in range(1, recipe.posttrain.rounds + 1):
         kept = play.round(number, kept)
         write_text(work_folder(out) / "ledger.json", json.dumps(play.ledger, indent=1) + "\n")
     metrics = play.report(kept)
-    for path in play.steps[kept.step].iterdir():
-        if path.is_file() and path.name != "manifest.json":
-            shutil.copyfile(path, out / path.name)
-    if play.reward:
-        shutil.copytree(play.steps[play.reward], out / "reward", ignore=shutil.ignore_patterns("manifest.json"))
+    for step, folder in (
+        (kept.step, out),
+        (play.ledger[0]["best"]["step"], out / "start"),
+        (play.reward, out / "reward"),
+    ):
+        if step:
+            unsealed = shutil.ignore_patterns("manifest.json", "adapter")
+            shutil.copytree(play.steps[step], folder, ignore=unsealed, dirs_exist_ok=True)
+    shutil.copyfile(play.steps["round-1/sample"] / "newest.jsonl", out / "pairs.jsonl")
     write_text(out / "ledger.json", json.dumps(play.ledger, indent=1) + "\n")
     return metrics
 
@@ -95,13 +100,16 @@ class Rounds:
         problems = self.prompts[round(size * (number - 1)) : round(size * number)]
         entry: dict[str, Any] = {"round": number, "from": kept.step, "problems": len(problems)}
         entry["sample"] = self.steps.make(f"{name}/sample", partial(self.sample, kept.step, problems, number))
-        entry["held_out"] = self.steps.make(f"{name}/held-out", partial(self.sample, kept.step, self.validation, 0))
         self.pairs.append(self.steps[f"{name}/sample"] / "pairs.jsonl")
-        entry["reward"] = self.make_reward(name)
+        entry["reward"] = None
+        if self.knobs.choose == "reward" or number == self.knobs.rounds:  # else nobody asks it
+            entry["held_out"] = self.steps.make(f"{name}/held-out", partial(self.sample, kept.step, self.validation, 0))
+            entry["reward"] = self.make_reward(name)
         entry["chosen"] = self.steps.make(f"{name}/chosen", partial(self.choose, name, kept.step, problems, number))
         self.chats.append(self.steps[f"{name}/chosen"] / "chats.jsonl")
-        after_sft, entry["sft"] = self.best(f"{name}/sft", self.recipe.sft, self.train_sft, kept)
-        train_dpo = partial(self.train_dpo, after_sft.step, self.pairs[-1])
+        train_sft = partial(self.train_sft, base=kept.step if self.knobs.sft_from == "best" else None)
+        after_sft, entry["sft"] = self.best(f"{name}/sft", self.recipe.sft, train_sft, kept)
+        train_dpo = partial(self.train_dpo, after_sft.step, self.pairs[-1].with_name("newest.jsonl"))
         after_dpo, entry["dpo"] = self.best(f"{name}/dpo", self.recipe.dpo, train_dpo, after_sft)
         self.ledger.append(entry | {"best": after_dpo._asdict()})
         scores = " -> ".join(f"{each.score['value']:.3f}" for each in (kept, after_sft, after_dpo))
@@ -111,7 +119,8 @@ class Rounds:
     # -- steps: function(out, log) -> metrics --------------------------------------------------------------------------
 
     def sample(self, step: str, problems: Sequence[Problem], number: int, out: Path, log: Log) -> dict[str, Any]:
-        """Answers of a model, judged by execution: drawn.jsonl, and the preferences among them, pairs.jsonl."""
+        """Answers of a model, judged by execution: drawn.jsonl; the preferences among them, pairs.jsonl, and
+        as many of each prompt as DPO takes, newest.jsonl."""
         drawn = draw(self.steps[step], problems, self.knobs, self.draws("sample", number), log)
         write_drawn(out / "drawn.jsonl", drawn)
         pairs = pairs_of(drawn, self.knobs.pairs_per_prompt)
@@ -119,6 +128,7 @@ class Rounds:
             longest = min(self.recipe.dpo.seq_len, self.recipe.reward.seq_len)
             pairs += own_pairs(self.own, Tokenizer.load(self.base), longest)
         write_text(out / "pairs.jsonl", pair_lines(pairs))
+        write_text(out / "newest.jsonl", pair_lines(first_of(pairs, self.recipe.dpo.pairs_per_problem)))
         right = sum(sum(each.right) for each in drawn) / sum(len(each.right) for each in drawn)
         return {"right": figure(round(right, 4), "share", n=len(drawn)), "pairs": figure(len(pairs))}
 
@@ -128,10 +138,10 @@ class Rounds:
         """chats.jsonl: the answers that SFT learns. Refuses a reward model that is no better than a random pick."""
         metrics: dict[str, Any] = {}
         by_reward = False
-        if self.reward:
+        if self.reward and self.knobs.choose == "reward":
             held_out = read_drawn(self.steps[f"{name}/held-out"] / "drawn.jsonl")
             metrics = picks_of(Scorer.load(self.steps[self.reward]), held_out)
-            by_reward = self.knobs.choose == "reward" and metrics["gain"]["low"] > 0
+            by_reward = metrics["gain"]["low"] > 0
         if self.knobs.choose == "reward" and not by_reward:
             log.message(refusal(metrics.get("gain"), self.knobs.samples))
         if by_reward:
@@ -143,8 +153,8 @@ class Rounds:
         write_text(out / "chats.jsonl", "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats))
         return metrics | {"chats": figure(len(chats)), "by_reward": figure(int(by_reward))}
 
-    def train_sft(self, knobs: Any, seed: int, out: Path, log: Log) -> dict[str, Any]:
-        return sft.fit(knobs, seed, self.base, self.chats, out, log)
+    def train_sft(self, knobs: Any, seed: int, out: Path, log: Log, base: str | None = None) -> dict[str, Any]:
+        return sft.fit(knobs, seed, self.steps[base] if base else self.base, self.chats, out, log)
 
     def train_dpo(self, step: str, pairs: Path, knobs: Any, seed: int, out: Path, log: Log) -> dict[str, Any]:
         return dpo.fit(knobs, seed, self.steps[step], pairs, out, log)
@@ -281,9 +291,11 @@ class Rounds:
         return self.fit_tokens([self.chats[0]], tokens, out, log)
 
     def train_off(self, out: Path, log: Log) -> dict[str, Any]:
-        """SFT on the same problems answered without a tool, with as many tokens as the last round's SFT had."""
-        last = self.ledger[-1]["sft"]["candidates"][0]["trained"]["sft.tokens"]["value"]
-        return self.fit_tokens([self.data / "call_off.jsonl"], last, out, log)
+        """SFT on the same problems answered without a tool, with as many tokens as the SFT of a model had that came
+        through all rounds."""
+        entries = self.ledger if self.knobs.sft_from == "best" else self.ledger[-1:]
+        tokens = sum(entry["sft"]["candidates"][0]["trained"]["sft.tokens"]["value"] for entry in entries)
+        return self.fit_tokens([self.data / "call_off.jsonl"], tokens, out, log)
 
     def fit_tokens(self, chats: list[Path], tokens: int, out: Path, log: Log) -> dict[str, Any]:
         knobs = self.recipe.sft

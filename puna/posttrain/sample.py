@@ -52,16 +52,24 @@ def draw(
     log: Log,
     reward: Path | None = None,
     tool: bool = True,
+    turns: int = MOST_TURNS,
 ) -> list[Drawn]:
-    """`knobs.samples` answers to every problem at every turn that it reaches; chosen by the reward model, else by
-    execution."""
+    """`knobs.samples` answers to every problem at every turn that it reaches, up to so many; chosen by the reward
+    model, else by execution."""
     pieces = [(problems[at : at + JOB], at) for at in range(0, len(problems), JOB)]
-    jobs = [(model, piece, at, knobs, seed, reward, tool) for piece, at in pieces]
+    jobs = [(model, piece, at, knobs, seed, reward, tool, turns) for piece, at in pieces]
     return [drawn for found in run_jobs(draw_some, jobs, log, "sampling") for drawn in found]
 
 
 def draw_some(
-    model: Path, problems: Sequence[Problem], at: int, knobs: Posttrain, seed: int, reward: Path | None, tool: bool
+    model: Path,
+    problems: Sequence[Problem],
+    at: int,
+    knobs: Posttrain,
+    seed: int,
+    reward: Path | None,
+    tool: bool,
+    turns: int,
 ) -> list[Drawn]:
     """Answers to problems number `at`, at + 1, ..."""
     chats = {at + i: start(problem, tool) for i, problem in enumerate(problems)}
@@ -71,7 +79,7 @@ def draw_some(
     engine = Engine.load(model, rows=ROWS, blocks=blocks)
     choose = by_reward(Scorer.load(reward)) if reward else by_execution
     found: list[Drawn] = []
-    for turn in range(MOST_TURNS):
+    for turn in range(turns):
         if not chats:
             break
         numbers, prompts = list(chats), [prompt_of(chat, engine.tokenizer) for chat in chats.values()]

@@ -87,6 +87,9 @@ class Posttrain(Knobs):
     """Preference pairs from the responses to a prompt, at most."""
     problems_per_chat: int = Field(1, ge=1)
     """Solved problems that SFT learns as one dialogue: ours, to save prompts."""
+    sft_from: Literal["pretrained", "best"] = "pretrained"
+    """What the SFT of a round begins with: the pretrained model, as in the paper (section 4.1.3), or the best model so
+    far, which takes fewer tokens."""
     average: list[float] = Field([1.0, 0.5], min_length=1)
     """The models that are averaged at each stage (section 4.1.5), each by its multiple of the stage's peak_lr; each
     has an order of the data of its own."""
@@ -120,6 +123,7 @@ class Dpo(Finetuning):
     max_tokens: int = Field(64, ge=1)
     """Longest sampled response."""
     pairs_per_problem: int = Field(1, ge=1)
+    """Pairs that one prompt gives, at most; the rounds give DPO so many of their newest."""
 
 
 class Evals(Knobs):

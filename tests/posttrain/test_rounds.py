@@ -14,6 +14,7 @@ import pytest
 from puna.errors import PunaError
 from puna.log import Log
 from puna.posttrain import rounds, sample, steps
+from puna.posttrain.preferences import read_pairs
 from puna.posttrain.tool_problems import KINDS, dialogues, problems
 from puna.recipe import Recipe
 from puna.text.chat import Chat, Message
@@ -180,3 +181,30 @@ def test_the_reward_model_chooses_only_if_it_beats_a_random_pick(
     entry = json.loads((tmp_path / "out" / "ledger.json").read_text())[1]
     assert entry["chosen"]["by_reward"]["value"] == (entry["chosen"]["gain"]["low"] > 0)
     assert ("the reward model does not choose" in capsys.readouterr().err) == (entry["chosen"]["gain"]["low"] <= 0)
+
+
+def test_sft_may_go_on_with_the_best_model_and_execution_needs_no_reward_model_before_the_end(
+    world: dict[str, Path], make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bases: dict[str, str] = {}
+    fit = rounds.sft.fit
+
+    def spy(knobs: Any, seed: int, base: Path, chats: list[Path], out: Path, log: Log) -> dict[str, Any]:
+        bases[out.parent.name] = base.name
+        return fit(knobs, seed, base, chats, out, log)
+
+    monkeypatch.setattr(rounds.sft, "fit", spy)
+    changes = {"choose": "execution", "sft_from": "best", "average": [1.0], "controls": False, "pairs_per_prompt": 3}
+    make(tmp_path, world, make_recipe(**KNOBS | {"posttrain": KNOBS["posttrain"] | changes}))
+    _, first, second = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert first["reward"] is None
+    assert second["reward"]["kept"]["step"] == "round-2/reward-1"
+    assert bases["round-0-sft-1"] == world["pretrain"].name
+    assert [bases[f"round-{entry['round']}-sft-1"] for entry in (first, second)] == [
+        Path(entry["from"]).name for entry in (first, second)
+    ]
+    sampled = tmp_path / "work/steps/round-1/sample"
+    pairs, newest = (read_pairs(sampled / f"{name}.jsonl") for name in ("pairs", "newest"))
+    prompts = [tuple(pair.prompt) for pair in pairs]
+    assert [tuple(pair.prompt) for pair in newest] == list(dict.fromkeys(prompts))
+    assert len(newest) < len(pairs)
