@@ -116,6 +116,7 @@ BY_NAME = {stage.name: stage for stage in STAGES}
 
 OPERATIONAL = (
     *("checkpoint_seconds", "keep_checkpoints", "keep_every", "hang_seconds", "layout"),
+    *("straggler", "profile_steps"),
     *("workers", "attempts"),
     *("engine", "ray_address", "memory_gb", "work"),
 )

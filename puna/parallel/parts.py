@@ -50,6 +50,7 @@ class Parts:
         self.dtype, self.float8 = training_dtype(options, world.device), options.float8
         kind = world.device.type  # "meta": to see whether a layout fits, without its memory
         self.mesh = make_mesh(self.layout, "cpu" if kind == "meta" else kind)
+        self.own: float | None = None  # processes wait for each other within layers
         self.share = (self.mesh.get_local_rank("dp"), self.mesh["dp"].size())
         view = BlockView if kind == "cuda" else View
         self.view = view(self.layout.cp, self.mesh.get_local_rank("cp"))

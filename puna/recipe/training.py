@@ -87,6 +87,10 @@ class Training(Knobs):
     """...and not more often than this."""
     hang_seconds: float = Field(600.0, gt=0)
     """Processes that wait for each other longer than this end, and name the one that they waited for."""
+    straggler: float = Field(1.5, ge=0)
+    """The log names a process that for some time takes so many times as long as the median of all; 0 names none."""
+    profile_steps: tuple[PositiveInt, PositiveInt] | None = None
+    """The first and the last step of which torch's profiler writes a trace into the log's folder."""
     layout: Layout = Layout()
 
     @model_validator(mode="after")

@@ -19,11 +19,13 @@ from puna.recipe.training import Stretch
 from puna.train.ahead import ahead
 from puna.train.batches import Batch, Batches, rows_of_step
 from puna.train.checkpoint import Checkpoints
+from puna.train.clock import Clock, clock_file
 from puna.train.guard import Guard
 from puna.train.launch import Preempted, World
 from puna.train.losses import Loss, tally_of
 from puna.train.metrics import Meter
 from puna.train.optimizer import learning_rate, make_optimizer
+from puna.train.profile import Profiler
 from puna.train.watch import Watch
 from puna.train.whole import Whole
 
@@ -35,6 +37,8 @@ class Trainee(Protocol):
     """Of the matrix products."""
     share: tuple[int, int]
     """Which share of a step's rows this process takes, of how many."""
+    own: float | None
+    """Seconds that this process has worked in all its steps, without its waiting for others; None if not known."""
     module: nn.Module
     """Holds the trained parameters."""
 
@@ -78,69 +82,84 @@ def train(
     steps = sum(stretch.steps for stretch in stretches)
     if steps == 0:
         raise PunaError(f"{name} has {len(batches)} rows, fewer than one step of batch_rows = {options.batch_rows}")
+    clock = Clock(clock_file(log.folder, log.stage) if world.rank == 0 else None, work / "begun")
     trainee = make_trainee(model, loss, options, world)
     optimizer = make_optimizer(trainee.module, options)
     guard = Guard(options)
     checkpoints = trainee.checkpoints(work, optimizer, guard.memory, options, log)
     peak = peak_flops(world.device, trainee.dtype) * world.size
-    first = checkpoints.load()  # last: it restores the state of the random generator
+    clock.back_to(first := checkpoints.load())  # last: it restores the state of the random generator
     if weights is not None and not first:
         trainee.fill(weights)
     if world.rank == 0:
         log.keep_until(first)
         if first:
             log.message(f"{name} goes on from step {first:,} of {steps:,}")
-    meter = Meter(model.config, options, peak, work, log)
-    watch = Watch(world, options.hang_seconds)
+    meter = Meter(model.config, peak, log, clock)
+    watch = Watch(world, options.hang_seconds, options.straggler)
+    profiler = Profiler(log, world.rank, options.profile_steps)
     tally = tally_of(loss)
 
     reader = closing(ahead(read(batches, first, stretches, options.micro_rows, trainee.share)))
     progress = log.progress(name, steps if world.rank == 0 else 0)
-    with progress as bar, trainee.training(), watch, reader as steps_read, terminations() as end:
+    with progress as bar, trainee.training(), watch, reader as steps_read, terminations() as end, closing(profiler):
         if world.rank == 0:
             bar.advance(first)
         for step in range(first, steps):
             numbers, seq_len = rows_of_step(step, stretches)
+            profiler.begin(step + 1)
             watch.at(step, "reading rows")
             with meter.reading():
                 micro_batches = next(steps_read)
             watch.at(step, "training")
             micro_batches = [batch.to(world.device) for batch in micro_batches]
             counts = trainee.sum_counts(torch.stack([loss.counts(batch) for batch in micro_batches]).sum(0))
-            # With the loss go the wishes on which all must act at the same step: to save, and to stop.
-            total = torch.zeros(3, device=world.device)
+            # With the loss go the wishes on which all must act at the same step: to save, to stop, to trace.
+            total = torch.zeros(4, device=world.device)
             total[0] = trainee.step(micro_batches, len(numbers), counts)
             total[1] = world.rank == 0 and meter.unsaved() > options.checkpoint_seconds
             total[2] = bool(end)
+            total[3] = world.rank == 0 and profiler.asked()
             total = world.sum(torch.cat([total, tally.take(world.device)]))
             norm = trainee.norm()
-            value, save, stop, *by_source = total.tolist()
+            value, save, stop, trace, *by_source = total.tolist()
             lr = learning_rate(step, steps, options)
-            if guard.allows(value, norm.item()):
+            if taken := guard.allows(value, norm.item()):
                 trainee.scale(torch.clamp(options.clip_norm / (norm + 1e-6), max=1.0))
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 optimizer.step()
             elif guard.exhausted:
-                go_back(step, checkpoints, guard, options, name, f"loss {value} and gradient norm {norm.item()}")
+                clock.back_to(
+                    go_back(step, checkpoints, guard, options, name, f"loss {value} and gradient norm {norm.item()}")
+                )
             if after_step:
                 after_step(step + 1, trainee.module)
 
+            watch.worked(trainee.own and trainee.own + meter.waited, world.device)
+            profiler.end(step + 1, bool(trace))
+            clock.spend("starting" if step == first else "useful" if taken else "skipped")
+
             if world.rank == 0:
-                more = tally.means(by_source)
+                more = tally.means(by_source) | watch.straggler(log)
                 if len(stretches) > 1:
                     more |= {"batch_rows": len(numbers), "seq_len": seq_len}
-                speed = meter.step(step + 1, len(numbers), seq_len, value, norm.item(), lr, guard.skipped, **more)
-                bar.advance(1, f"loss {value:.3f}  {speed:,.0f} tokens/s")
+                more |= {"skipped": guard.skipped}
+                told = meter.step(step + 1, len(numbers), seq_len, value, norm.item(), lr, **more)
+                bar.advance(1, told)
             kept = options.keep_every and (step + 1) % options.keep_every == 0
             if (save and not guard.in_a_row) or kept or stop:
                 watch.at(step, "saving")
                 checkpoints.save(step + 1)
                 meter.saved()
+                clock.save(step + 1)
             if stop:
                 checkpoints.wait()
                 raise Preempted(f"{name} stopped after step {step + 1:,} of {steps:,}, which a checkpoint holds")
     trainee.finish(checkpoints, steps)
+    clock.save(steps)
+    if world.rank == 0:
+        log.message(f"{name}: {clock.effective:.1%} of the time since its start went to steps that count")
     log.close()
     model.eval()
 
@@ -171,8 +190,9 @@ def make_trainee(model: Llama, loss: Loss, options: Training, world: World) -> T
     return Parts(model, loss, options, world, compiled and (world.device.type != "cpu" or options.compile == "on"))
 
 
-def go_back(step: int, checkpoints: Checkpoints, guard: Guard, options: Training, name: str, found: str) -> None:
-    """Take the weights of a checkpoint from before the trouble; the rows since then are passed over."""
+def go_back(step: int, checkpoints: Checkpoints, guard: Guard, options: Training, name: str, found: str) -> int:
+    """Take the weights of a checkpoint from before the trouble, and return its step; the rows since then are passed
+    over."""
     skipped, rewinds = guard.skipped, guard.rewinds
     begin = step + 1 - guard.in_a_row
     before = begin - options.rewind_steps
@@ -187,6 +207,7 @@ def go_back(step: int, checkpoints: Checkpoints, guard: Guard, options: Training
         f"{name}: {options.patience} steps in a row failed from step {begin + 1:,} ({found}); the weights are again "
         f"those of step {there:,}, and the rows of the steps between are passed over"
     )
+    return there
 
 
 def rows_of(numbers: range, micro_rows: int, rank: int, size: int) -> list[range]:

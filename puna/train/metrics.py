@@ -5,30 +5,32 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from puna.log import Log
 from puna.model.llama import LlamaConfig, flops_per_token
-from puna.recipe import Training
+from puna.train.clock import Clock
 
 
 class Meter:
     """Times the steps of this process."""
 
-    def __init__(self, config: LlamaConfig, options: Training, peak: float, work: Path, log: Log) -> None:
-        """`peak`: FLOP/s of all processors. `work` outlives a restart: with it time lost to failures is counted."""
-        self.config, self.options, self.peak, self.log = config, options, peak, log
+    def __init__(self, config: LlamaConfig, peak: float, log: Log, clock: Clock) -> None:
+        """`peak`: FLOP/s of all processors."""
+        self.config, self.peak, self.log, self.clock = config, peak, log, clock
         self._saved = self._before = time.monotonic()
         self._read = 0.0
-        self._useful = 0.0
+        self.waited = 0.0
+        """Seconds of waiting for rows, in all."""
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         start = time.monotonic()
         yield
-        self._read += time.monotonic() - start
+        self._read = time.monotonic() - start
+        self.waited += self._read
+        self.clock.spend("data")
 
     def unsaved(self) -> float:
         """Seconds since the last checkpoint."""
@@ -37,34 +39,25 @@ class Meter:
     def saved(self) -> None:
         self._saved = self._before = time.monotonic()
 
-    def step(
-        self,
-        step: int,
-        rows: int,
-        length: int,
-        loss: float,
-        norm: float,
-        lr: float,
-        skipped: int,
-        **more: float,
-    ) -> float:
-        """Write the figures of a step of so many rows of so many tokens that is done; its tokens per second."""
+    def step(self, step: int, rows: int, length: int, loss: float, norm: float, lr: float, **more: float) -> str:
+        """Write the figures of a step of so many rows of so many tokens that is done; the main ones in words."""
         now = time.monotonic()
         speed = rows * length / (now - self._before)
+        mfu = flops_per_token(self.config, length) * speed / self.peak
         self.log.figures(
             step,
             loss=loss,
             gradient_norm=norm,
             learning_rate=lr,
             tokens_per_second=speed,
-            mfu=flops_per_token(self.config, length) * speed / self.peak,
+            mfu=mfu,
             data_wait=self._read / (now - self._before),
             memory_gb=memory_gb(),
-            skipped=skipped,
+            effective=self.clock.effective,
             **more,
         )
-        self._before, self._read = now, 0.0
-        return speed
+        self._before = now
+        return f"loss {loss:.3f}  norm {norm:.2f}  {speed:,.0f} tokens/s  MFU {mfu:.1%}"
 
 
 def memory_gb() -> float:

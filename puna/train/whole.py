@@ -1,5 +1,6 @@
 """A Llama that each process holds whole, as the training loop sees it: the quickest way where it fits."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ class Whole:
         model = model.to_empty(device=world.device) if empty else model.to(world.device, torch.float32)
         self.model, self.loss, self.world = model.train(), loss, world
         self.share = (world.rank, world.size)
+        self.own: float | None = 0.0 if world.device.type == "cpu" else None  # a GPU works behind our back
         self.module: nn.Module = model
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         trained = list(self.parameters.values())
@@ -55,9 +57,12 @@ class Whole:
         """The gradients of this process's micro-batches of a step of so many rows, summed over processes into the
         parameters; returns what its part of the loss is, to be summed over all processes."""
         total = torch.zeros((), device=self.world.device)
+        start = time.monotonic()
         self.gradient.zero_()
         for batch in micro_batches:
             total += self.backward(batch, counts)
+        if self.own is not None:
+            self.own += time.monotonic() - start
         self.sum_gradient()
         return total
 

@@ -220,7 +220,7 @@ def attempt(make_model: MakeModel, make_options: MakeOptions, random_rows: MakeR
 
 def checkpoints(folder: Path) -> dict[str, dict[str, bytes]]:
     """File -> tensor -> bytes, the newest first: weights, moments and the generator."""
-    files = sorted((path for path in folder.iterdir() if path.is_file()), reverse=True)
+    files = sorted(folder.glob("step-*"), reverse=True)
     return {path.name: {name: t.numpy().tobytes() for name, t in load_file(path).items()} for path in files}
 
 

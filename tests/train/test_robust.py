@@ -22,7 +22,7 @@ from puna.train.guard import WINDOW, Guard
 from puna.train.launch import Preempted, World
 from puna.train.loop import train
 from puna.train.losses import NextToken
-from puna.train.watch import Note, describe, late_ones
+from puna.train.watch import Note, describe, late_ones, slowest
 
 MakeModel = Callable[[], Llama]
 MakeOptions = Callable[..., Training]
@@ -82,8 +82,8 @@ def test_after_several_in_a_row_it_goes_back_and_passes_over_the_rows_between(
     monkeypatch.setattr(Log, "message", lambda self, text: messages.append(text))
     knobs = {"patience": 2, "rewind_steps": 2, "keep_every": 1}
     weights, lines = attempt("bad", [16, 20], **knobs)  # the steps 5 and 6
-    assert "2 steps in a row failed from step 5" in messages[-1]
-    assert "the weights are again those of step 2" in messages[-1]
+    assert "2 steps in a row failed from step 5" in messages[-2]
+    assert "the weights are again those of step 2" in messages[-2]
     assert lines[-1]["skipped"] == 2
     assert len(lines) == 8
     assert torch.isfinite(weights).all()
@@ -205,3 +205,67 @@ def test_who_is_late():
     assert late_ones({0: Note(7, 1, now), 1: Note(7, 1, now)}, now, 15) == []
     assert "rank 1 (last seen reading rows of step 8)" in describe(notes, [1], 0, 7, 600)
     assert "all are at the same place" in describe(notes, [], 0, 7, 600)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+import torch
+from puna.log import Log
+from puna.model.llama import Llama, LlamaConfig
+from puna.recipe import Training
+from puna.recipe.layout import Layout
+from puna.train import watch
+from puna.train.batches import Batch
+from puna.train.launch import launch
+from puna.train.loop import train
+from puna.train.losses import NextToken
+
+class Rows:
+    def __len__(self):
+        return 10_000
+    def rows(self, numbers):
+        tokens = torch.randint(50, (len(numbers), 17))
+        return Batch(tokens[:, :-1], tokens[:, 1:], torch.zeros_like(tokens[:, 1:]))
+
+class Slow(NextToken):
+    def __call__(self, hidden, *rest):
+        time.sleep(0.2 * (SLOW_RANK == 1))
+        return super().__call__(hidden, *rest)
+
+def named(step, module):
+    text = log.path.read_text() if log.path.exists() else ""
+    if "straggler" in text:
+        raise RuntimeError("it is named")
+
+def work(world, folder, layout):
+    global SLOW_RANK, log
+    SLOW_RANK, log = world.rank, Log(folder / "log", "test")
+    watch.LOOK = 1
+    watch.product_seconds = lambda device: 0.5 if world.rank == 1 else 0.2
+    options = Training(seq_len=16, batch_rows=3, compile="off", precision="fp32", hang_seconds=1.2, layout=layout)
+    model = Llama(LlamaConfig(50, dim=16, layers=1, heads=2, kv_heads=1, ffn_dim=16))
+    train(model, Rows(), Slow(), options, world, folder / "work", log, "test", named)
+
+if __name__ == "__main__":
+    launch(work, 3, Path(sys.argv[1]), Layout(**eval(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("layout", [{}, {"shard": 3}], ids=["whole", "parts"])
+def test_a_slow_process_is_named(tmp_path: Path, layout: dict[str, int]):
+    (tmp_path / "slow.py").write_text(SLOW)
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "slow.py"), str(tmp_path), str(layout)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "it is named" in done.stderr
+    assert "rank 1 is slow: it takes " in done.stderr
+    last = json.loads((tmp_path / "log" / "test.jsonl").read_text().splitlines()[-1])
+    assert last["straggler"] == 1
+    assert last["straggler_factor"] > 1.5
+
+
+def test_the_slowest_is_measured_by_the_median():
+    assert slowest({0: 1.0, 1: 1.1, 2: 2.0, 3: 1.0}, 1.5) == (2, 2.0)
+    assert slowest({0: 1.0, 1: 1.1, 2: 1.4}, 1.5) is None
+    assert slowest({0: 3.0, 1: 1.0}, 1.5) == (0, 3.0)
+    assert slowest({0: 3.0}, 1.5) is None
