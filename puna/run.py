@@ -34,6 +34,7 @@ from puna.errors import PunaError
 from puna.log import Log
 from puna.model.licence import carry_licences
 from puna.recipe import Recipe, load_recipe
+from puna.train.clock import read_clock
 
 Metrics = dict[str, Any]
 State = Literal["done", "running", "interrupted", "stale", "missing", "optional"]
@@ -281,13 +282,17 @@ class Run:
     # -- figures ---------------------------------------------------------------------------------------------------
 
     def metrics(self) -> Metrics:
-        """Every stage's figures by dotted name, with the minutes by stage and the peak memory."""
+        """Every stage's figures by dotted name, with the minutes by stage, the share of a training's time that went to
+        steps that count, and the peak memory."""
         metrics: Metrics = {}
         minutes: dict[str, float] = {}
         peak = 0.0
         for stage in STAGES:
             if manifest := self.manifest(stage.name):
                 metrics |= manifest["metrics"]
+            if seconds := read_clock(self.folder / "log", stage.name):
+                effective = seconds["useful"] / (sum(seconds.values()) or 1.0)
+                metrics[f"{stage.name}.effective_time"] = figure(round(effective, 4), "share")
         for line in self.timings():
             if line["stage"] in BY_NAME:
                 minutes[line["stage"]] = line["minutes"]

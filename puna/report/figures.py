@@ -127,17 +127,19 @@ def line_chart(
     log_scale: bool = False,
     level: tuple[float, str] | None = None,
 ) -> Markup:
-    """Curves over steps, with a dashed level where one is given. A logarithmic axis needs values above 0."""
+    """Curves over steps, with a dashed level where one is given; a curve's name stands at its right end. A logarithmic
+    axis needs values above 0."""
     width, height = size
     values = np.concatenate([curve.y for curve in curves] + ([np.array([level[0]])] if level else []))
     low, high = _padded(float(values.min()), float(values.max()), log_scale)
     y = Axis(low, high, height - 38, 22, log_scale)
     ticks = y.ticks()
     left = 12 + LETTER * max(len(short(tick)) for tick in ticks)
-    x = Axis(0, max(float(curve.x[-1]) for curve in curves), left, width - 14)
+    room = LETTER * max(len(curve.name) for curve in curves)
+    x = Axis(0, max(float(curve.x[-1]) for curve in curves), left, width - 14 - room)
     parts = [_text(0, 11, y_label + (" (log scale)" if log_scale else ""))]
     for tick in ticks:
-        parts += [_line(left, y(tick), width, y(tick), "grid"), _text(left - 5, y(tick) + 4, short(tick), "end")]
+        parts += [_line(left, y(tick), width - room, y(tick), "grid"), _text(left - 5, y(tick) + 4, short(tick), "end")]
     for tick in x.ticks():
         parts.append(_text(x(tick), height - 22, short(tick), "middle"))
     parts.append(_line(left, height - 38, width, height - 38, "axis"))
@@ -148,7 +150,19 @@ def line_chart(
     for curve in curves:
         line = Markup('<polyline class="curve {}" points="{}"/>')
         parts.append(line.format(curve.style, _points(zip(curve.x, curve.y), x, y)))
+    named = [curve for curve in curves if curve.name]
+    for curve, place in zip(named, apart([y(float(curve.y[-1])) for curve in named], 13)):
+        parts.append(_text(width - room - 9, place + 4, curve.name, style=curve.style))
     return _svg(title, width, height, parts)
+
+
+def apart(places: Sequence[float], least: float) -> list[float]:
+    """The places, pushed up where two were nearer than `least`."""
+    found = list(places)
+    lowest = float("inf")
+    for number in sorted(range(len(found)), key=lambda number: -found[number]):
+        lowest = found[number] = min(found[number], lowest - least)
+    return found
 
 
 def log_chart(

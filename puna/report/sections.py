@@ -16,6 +16,7 @@ from puna.errors import PunaError
 from puna.report.figures import Bar, Curve, Dot, Row, bar_chart, dot_chart, line_chart, smooth, thin
 from puna.run import Metrics, Run
 from puna.train.batches import blends_of, share_out
+from puna.train.clock import CAUSES, read_clock
 
 MODELS = {"pretrain": "pretrained", "sft": "after SFT", "dpo": "after DPO", "rounds": "after the rounds"}
 STYLES = {"pretrain": "series1", "sft": "series2", "dpo": "series3", "rounds": "series4"}
@@ -177,7 +178,15 @@ def training(run: Run) -> list[dict[str, Any]]:
         if log := read_log(run.folder / "log" / f"{stage}.jsonl"):
             found.append({"stage": stage, "title": title, "whole": run.manifest(stage) is not None})
             found[-1] |= curves(log, stage, title, getattr(run.recipe, stage))
+            found[-1] |= {"sources": by_source(log, title), "time": spent(run, stage)}
     return found
+
+
+def spent(run: Run, stage: str) -> list[tuple[str, float]]:
+    """What the time of a training went to, and its share; the useful part first."""
+    seconds = read_clock(run.folder / "log", stage) or {}
+    total = sum(seconds.values())
+    return [(CAUSES[cause], value / total) for cause, value in seconds.items() if value] if total else []
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:
@@ -185,7 +194,27 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return {name: np.array([line[name] for line in lines], float) for name in lines[0]} if lines else {}
+    names = dict.fromkeys(name for line in lines for name in line)
+    return {name: np.array([line.get(name, np.nan) for line in lines], float) for name in names}
+
+
+def by_source(log: dict[str, np.ndarray], title: str) -> dict[str, Any] | None:
+    """The loss of each source: the curves of those that are there most often, and all first and last values."""
+    names = [name for name in log if name.startswith("loss/")]
+    lines = []
+    for name in sorted(names, key=lambda name: -np.isfinite(log[name]).sum()):
+        there = np.isfinite(log[name])
+        steps, values = log["step"][there], log[name][there]
+        window = max(1, len(values) // 40)
+        label = name.removeprefix("loss/")
+        lines.append((label, steps, smooth(values, window), values[:window].mean(), values[-window:].mean()))
+    if not lines:
+        return None
+    styles = ["series1", "series2", "series3", "series4", "plain"]
+    chosen = [(line, thin(line[2]), style) for line, style in zip(lines, styles)]
+    drawn = [Curve(steps[places], mean[places], style, label) for (label, steps, mean, _, _), places, style in chosen]
+    figure = line_chart(f"{title}: loss by source", drawn, "step", "loss by source, nats per token")
+    return {"figure": figure, "lines": [(label, first, last) for label, _, _, first, last in lines]}
 
 
 def curves(log: dict[str, np.ndarray], stage: str, title: str, knobs: Any) -> dict[str, Any]:

@@ -77,3 +77,9 @@ class Clock:
 def clock_file(folder: Path, stage: str) -> Path:
     """Where the account of a stage's training lies, in the folder of its log."""
     return folder / f"{stage}.clock.json"
+
+
+def read_clock(folder: Path, stage: str) -> dict[str, float] | None:
+    """The seconds of a stage's training by cause, None where there is no account of it."""
+    path = clock_file(folder, stage)
+    return json.loads(path.read_text())["seconds"] if path.exists() else None

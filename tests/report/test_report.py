@@ -15,6 +15,7 @@ from puna.recipe import Recipe, parse_recipe
 from puna.report import figures, sections
 from puna.report.page import changes, licence, render, shown, write_report
 from puna.run import STAGES, Run, figure, to_toml, write_manifest
+from puna.train.clock import clock_file
 
 EVIL = '<script>alert("x")</script> & \x00\x1b[31m'
 KNOBS = {
@@ -148,8 +149,13 @@ def fill_log(path: Path, steps: int, first: float, last: float) -> None:
                 "tokens_per_second": float(speed),
                 "mfu": float(speed / 60_000),
             }
+            if path.stem == "pretrain":
+                line |= {"loss/general": line["loss"] + 0.1, "loss/wiki": line["loss"] - 0.1}
+                line |= {"loss/code": line["loss"] - 0.5} if step % 3 else {}  # not every step has rows of it
             log.write(json.dumps(line) + "\n")
         log.write('{"step": 99')  # still being written
+    account = {"useful": 90.0, "data": 0.0, "checkpoints": 1.0, "stopped": 9.0}
+    clock_file(path.parent, path.stem).write_text(json.dumps({"seconds": account}))
 
 
 NEEDED = [stage for stage in STAGES if not (stage.optional or stage.asked)]
@@ -273,6 +279,21 @@ def test_a_run_in_the_making_has_a_page_that_says_what_is_missing(tmp_path: Path
     assert "in the making" in text
     assert f"{NEEDED[stages].name} is missing" in text
     assert "the stage evals is not made" in text
+
+
+def test_training_tells_the_loss_by_source_and_where_the_time_went(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    pretrain = sections.training(run)[0]
+    assert [name for name, _, _ in pretrain["sources"]["lines"]] == ["general", "wiki", "code"]  # commonest first
+    general, code = pretrain["sources"]["lines"][0], pretrain["sources"]["lines"][2]
+    assert general[2] == pytest.approx(pretrain["last_loss"] + 0.1)
+    assert code[2] < general[2] < general[1]
+    text = Reader(render(run)).text
+    assert "90.0% steps that count; 1.0% waiting for checkpoints; 9.0% stopped" in text
+    assert "loss by source" in text
+    assert run.metrics()["pretrain.effective_time"]["value"] == 0.9
+    assert sections.training(run)[1]["sources"] is None
+    assert figures.apart([50.0, 52.0, 20.0], 10) == [42.0, 52.0, 20.0]
 
 
 def test_an_interrupted_training_shows_its_curves(tmp_path: Path):
