@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from puna.corpus.extract import network
-from puna.corpus.extract.blocks import Block, Container, read_blocks
-from puna.corpus.extract.features import numbers, opening
+from puna.corpus.extract.blocks import Block, read_blocks
+from puna.corpus.extract.features import enclosing, measure, numbers, opening
 from puna.corpus.extract.markup import WORD, Markup, head_and_body
 
 TAGS = (
@@ -53,7 +53,7 @@ ARTICLE_WEIGHT = 3.0
 class Example:
     sample: Sample
     blocks: list[Block]
-    containers: list[Container]
+    containers: np.ndarray
     title: str
     labels: np.ndarray
     """[blocks] share of the words that are content, NaN where unknown."""
@@ -156,11 +156,10 @@ def examples(folder: Path, half: int | None) -> tuple[list[Example], list[str]]:
     return found, list(vocabulary)
 
 
-def unpack(sets: list[int], size: int) -> np.ndarray:
+def unpack(sets: list[bytes], size: int) -> np.ndarray:
     """[sets, size] of 0 and 1."""
-    width = (size + 7) // 8
-    packed = np.frombuffer(b"".join(value.to_bytes(width, "little") for value in sets), np.uint8)
-    return np.unpackbits(packed.reshape(-1, width), axis=1, bitorder="little")[:, :size]
+    packed = np.frombuffer(b"".join(sets), np.uint8).reshape(len(sets), -1)
+    return np.unpackbits(packed, axis=1, count=size, bitorder="little")
 
 
 def information(pages: list[Example], inputs: list[np.ndarray]) -> np.ndarray:
@@ -325,10 +324,19 @@ def main() -> None:
         same = [first for page, first in zip(pages, firsts) if domain(page.sample.url) == name]
         used.update({word for page in same for block in page for word in block})
     common = {word: i for i, word in enumerate(sorted(word for word, count in used.items() if count >= MIN_DOMAINS))}
-    begun = [unpack([sum({1 << common[w] for w in b if w in common}) for b in page], len(common)) for page in firsts]
+    width = (len(common) + 7) // 8
+    begun = [
+        unpack([sum({1 << common[w] for w in b if w in common}).to_bytes(width, "little") for b in page], len(common))
+        for page in firsts
+    ]
     openings = best(information(pages, begun), OPENINGS)
 
-    plain = [torch.from_numpy(numbers(page.blocks, page.containers, page.title)) for page in pages]
+    plain = [
+        torch.from_numpy(
+            numbers(page.blocks, measure(page.blocks, page.title, {})[0], page.containers, enclosing(page.containers))
+        )
+        for page in pages
+    ]
     mean, scale = torch.cat(plain).mean(0), torch.cat(plain).std(0) + 1e-3
     inputs = [
         torch.cat(

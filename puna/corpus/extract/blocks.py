@@ -6,31 +6,31 @@ lower case and quoted, so that one pass over its tags with a stack of open eleme
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from puna.corpus.extract.entities import unescape
-from puna.corpus.extract.formulas import drawn_formula, mathml_to_tex
-from puna.corpus.extract.markup import ALWAYS, BESIDE_TEX, INLINE, TAG, VOID, Markup
+from puna.corpus.extract.formulas import drawn_formula, essence, formula
+from puna.corpus.extract.markup import ALWAYS, BESIDE_TEX, FORMULAS, GROUPS, INLINE, TAG, VOID, Markup
 
 MAX_DEPTH = 2000
 """Browsers stop at 512 open elements."""
 ALT = re.compile(r' alt="([^"]*)"')
-TEX_ESSENCE = re.compile(r"\s|\\(?:displaystyle|textstyle)|[${}]")
 BREAK = "\x1f"  # <br> within a block
-GROUPS = frozenset(("table", "dl", "figure"))
 
 
 class UnusablePageError(ValueError):
     """A page with a reason not to read it."""
 
 
-@dataclass(slots=True)
-class Block:
+class Block(NamedTuple):
     text: str
     tag: str
     """The innermost block-level element; "img" for the alternative text of an image."""
-    hints: int
-    """Bit set over the vocabulary: what the open elements tell."""
-    near: int
+    hints: bytes
+    """Bit set over the vocabulary, lowest bits first: what the open elements tell."""
+    near: bytes
     """The same of the innermost two block-level elements."""
     links: int
     """Characters inside links."""
@@ -79,11 +79,13 @@ class _Element:
         )  # fmt: skip
 
 
-def read_blocks(html: str, markup: Markup) -> tuple[list[Block], list[Container]]:
-    """Blocks in the order of the page; `html` is a body from markup.head_and_body. Raises UnusablePageError for
-    endless depth."""
+def read_blocks(html: str, markup: Markup) -> tuple[list[Block], np.ndarray]:
+    """Blocks in the order of the page, and of the block-level elements [containers, 3] int32: the one around, and the
+    range of the blocks inside. `html` is a body from markup.head_and_body. Raises UnusablePageError for endless
+    depth."""
     markup.forget()
-    return _Reader(html, markup).read()
+    blocks, containers = _Reader(html, markup).read()
+    return blocks, np.array([(c.parent, c.start, c.end) for c in containers], np.int32)
 
 
 class _Reader:
@@ -108,12 +110,13 @@ class _Reader:
     def read(self) -> tuple[list[Block], list[Container]]:
         names, attributes, texts = self.names, self.attributes, self.texts
         stack, opened, known = self.open, self.opened, self.markup.tags
-        self.add(texts[0])
+        if texts[0] and not texts[0].isspace():
+            self.add(texts[0])
         position, count = 0, len(names)
         while position < count:
             name = names[position]
             if name[0] == "/":
-                if opened[-1] == name[1:] or self.recover(name[1:]):
+                if (opened[-1] == name[1:] and len(opened) > 1) or self.recover(name[1:]):
                     if opened[-1] in INLINE:
                         opened.pop()
                         stack.pop()
@@ -210,7 +213,7 @@ class _Reader:
         elif name == "hr":
             self.flush()
         elif name == "br" and self.open[-1].preformatted:
-            self.parts.append("\n")
+            self.add("\n")
         elif name == "br" and self.parts:
             if BREAK in self.parts[-2:] and (self.parts[-1] == BREAK or self.parts[-1].isspace()):
                 self.flush()  # an empty line
@@ -233,21 +236,16 @@ class _Reader:
 
     def formula(self, start: int, end: int) -> None:
         """What is left out from tag `start` to tag `end`: a formula, or nothing."""
-        name = self.names[start]
-        if name == "script":
-            mark = "$$" if "display" in self.attributes[start] else "$"
-            tex = self.texts[start + 1].strip()
-            self.add_tex(f"{mark}{tex}{mark}" if tex else "")
-        elif name == "math":
-            inside = slice(start, max(end, start + 1))
-            self.add_tex(mathml_to_tex(self.names[inside], self.attributes[inside], self.texts[start + 1 : end + 2]))
+        if self.names[start] in FORMULAS:
+            end = max(end, start + 1)
+            self.add_tex(formula(self.names[start:end], self.attributes[start:end], self.texts[start + 1 : end + 1]))
 
     def add_tex(self, tex: str) -> None:
         """Put a formula down, unless the same was said another way just before."""
-        essence = TEX_ESSENCE.sub("", tex)
-        if essence and essence != self.tex:
+        said = essence(tex)
+        if said and said != self.tex:
             self.add(tex)
-            self.tex = essence
+            self.tex = said
 
     def end_of(self, position: int) -> int:
         """Where the element that opens at `position` closes."""
@@ -283,9 +281,10 @@ class _Reader:
     def put(self, text: str, tag: str, links: int, depth: int) -> None:
         at, shallowest = self.at, min(self.shallowest, depth)
         preformatted = at.preformatted and tag != "img"
+        hints, near = (bits.to_bytes(self.markup.width, "little") for bits in (at.hints, at.near))
         self.blocks.append(
             Block(
-                text, tag, at.hints, at.near, links, depth, shallowest, at.container, at.row, at.cell, at.group,
+                text, tag, hints, near, links, depth, shallowest, at.container, at.row, at.cell, at.group,
                 preformatted,
             )
         )  # fmt: skip

@@ -28,11 +28,12 @@ def choose(blocks: list[Block], probabilities: np.ndarray) -> list[Block]:
     threshold = THRESHOLD
     if sum(len(blocks[i].text) for i in text) < SHORT_PAGE:
         threshold = min(threshold, 0.6 * float(probabilities[text].max()))
-    kept = [bool(probabilities[i] > threshold) for i in text]
-    keep_code([blocks[i] for i in text], kept)
-    keep_beside(probabilities[text], kept)
-    keep_groups([blocks[i] for i in text], probabilities[text], kept)
-    keep_beside(probabilities[text], kept)
+    kept = (probabilities[text] > threshold).tolist()
+    shown, likely = [blocks[i] for i in text], probabilities[text].tolist()
+    keep_code(shown, kept)
+    keep_beside(likely, kept)
+    keep_groups(shown, likely, kept)
+    keep_beside(likely, kept)
     chosen = {i for i, keep in zip(text, kept) if keep}
     if len(text) < len(blocks):
         chosen |= pictures(blocks, text, chosen)
@@ -59,14 +60,14 @@ def keep_code(blocks: list[Block], kept: list[bool]) -> None:
             kept[i] = kept[i] or blocks[i].preformatted
 
 
-def keep_beside(probabilities: np.ndarray, kept: list[bool]) -> None:
+def keep_beside(probabilities: list[float], kept: list[bool]) -> None:
     """Keep less likely blocks beside those that are kept, and beside these in turn."""
     places = range(1, len(kept))
     for here, neighbour in [*((i, i - 1) for i in places), *((i - 1, i) for i in reversed(places))]:
-        kept[here] = kept[here] or (kept[neighbour] and bool(probabilities[here] > BESIDE))
+        kept[here] = kept[here] or (kept[neighbour] and probabilities[here] > BESIDE)
 
 
-def keep_groups(blocks: list[Block], probabilities: np.ndarray, kept: list[bool]) -> None:
+def keep_groups(blocks: list[Block], probabilities: list[float], kept: list[bool]) -> None:
     """Keep what stands amid kept text and cannot be judged by its words: code, formulas, and the short cells of a
     table, list of definitions or figure, which stay together."""
     start = 0
@@ -77,7 +78,7 @@ def keep_groups(blocks: list[Block], probabilities: np.ndarray, kept: list[bool]
         group = blocks[start:end]
         if not all(kept[start:end]) and whole(group):
             amid = (start == 0 or kept[start - 1]) and (end == len(blocks) or probabilities[end] > BESIDE)
-            if amid or probabilities[start:end].mean() > THRESHOLD:
+            if amid or sum(probabilities[start:end]) > THRESHOLD * (end - start):
                 kept[start:end] = [True] * (end - start)
         start = end
     for i in range(len(blocks) - 2, -1, -1):  # a heading stays with its text, a term with its definition

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from puna.corpus.extract.blocks import Block, Container
+from puna.corpus.extract.blocks import Block
 
 OPENING = 60
 """Characters of a block whose words count: "Posted by", "Related:", "Add to cart"."""
@@ -13,12 +13,13 @@ LEVELS = 4
 """Enclosing elements looked at; those that hold no more blocks than the one inside do not count."""
 
 
-def numbers(blocks: list[Block], containers: list[Container], title: str) -> np.ndarray:
-    """[blocks, features] float32."""
-    copies = Counter(block.text for block in blocks)
-    title = title.lower()
-    table = np.array([(copies[block.text], *_counts(block), *_signs(block, title)) for block in blocks], np.float32)
-    copy, length, links, words, commas, stops, lines, depth, shallowest = table[:, :9].T
+def numbers(blocks: list[Block], rows: np.ndarray, containers: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """[blocks, features] float32; rows [blocks, 17] from `measure`, levels [containers, LEVELS] from `enclosing`."""
+    texts = [block.text for block in blocks]
+    copies = Counter(texts)
+    copy = np.array([copies[text] for text in texts], np.float32)
+    table = rows.astype(np.float32)
+    length, links, words, commas, stops, lines, depth, shallowest = table[:, :8].T
     order = np.arange(len(blocks), dtype=np.float32)
     up = np.concatenate([[np.float32(0)], depth[:-1] - shallowest[1:]])
     before = np.cumsum(length)
@@ -43,8 +44,15 @@ def numbers(blocks: list[Block], containers: list[Container], title: str) -> np.
         np.full_like(order, np.log(total)),
         np.full_like(order, links.sum() / total),
     ]
-    around = surroundings(blocks, containers, length, links)
-    return np.concatenate([np.stack(own, 1), table[:, 9:], around], 1).clip(-4, 16)
+    around = surroundings(containers, levels[[block.container for block in blocks]], length, links)
+    return np.concatenate([np.stack(own, 1), table[:, 8:], around], 1).clip(-4, 16)
+
+
+def measure(blocks: list[Block], title: str, vocabulary: Mapping[str, int]) -> tuple[np.ndarray, list[bytes]]:
+    """Counts and signs of each block, [blocks, 17] int32, and the bit sets of their first words."""
+    title, width = title.lower(), (len(vocabulary) + 7) // 8
+    rows = np.array([(*_counts(block), *_signs(block, title)) for block in blocks], np.int32)
+    return rows, [openings(block.text, vocabulary).to_bytes(width, "little") for block in blocks]
 
 
 def _counts(block: Block) -> tuple[int, ...]:
@@ -88,21 +96,20 @@ def openings(text: str, vocabulary: Mapping[str, int]) -> int:
     return bits
 
 
-def surroundings(blocks: list[Block], containers: list[Container], length: np.ndarray, links: np.ndarray) -> np.ndarray:
-    """Of LEVELS enclosing elements of each block: log of the text, share of links, log of the blocks, log of the mean
-    length of a block, share of the page's text; [blocks, 5 LEVELS]."""
-    chains: list[tuple[int, ...]] = []
-    for i, container in enumerate(containers):
-        if i == 0:
-            chains.append((0,) * LEVELS)
-            continue
-        above = chains[container.parent]
-        size = container.end - container.start
-        outer = containers[container.parent]
-        chains.append((i, *above[:-1]) if 1 < size < outer.end - outer.start else above)
-    levels = np.array([chains[block.container] for block in blocks])
-    start = np.array([container.start for container in containers])
-    end = np.array([container.end for container in containers])
+def enclosing(containers: np.ndarray) -> np.ndarray:
+    """Of each container itself and those around it, the nearest LEVELS that count, [containers, LEVELS] int32."""
+    chains = [(0,) * LEVELS]
+    rows = containers.tolist()
+    for i, (parent, start, end) in enumerate(rows[1:], 1):
+        above = chains[parent]
+        chains.append((i, *above[:-1]) if 1 < end - start < rows[parent][2] - rows[parent][1] else above)
+    return np.array(chains, np.int32)
+
+
+def surroundings(containers: np.ndarray, levels: np.ndarray, length: np.ndarray, links: np.ndarray) -> np.ndarray:
+    """Of the enclosing elements of each block, levels [blocks, LEVELS]: log of the text, share of links, log of the
+    blocks, log of the mean length of a block, share of the page's text; [blocks, 5 LEVELS]."""
+    start, end = containers[:, 1], containers[:, 2]
     texts = np.concatenate([[0], np.cumsum(length, dtype=np.float64)])
     linked = np.concatenate([[0], np.cumsum(links, dtype=np.float64)])
     text, link, count = texts[end] - texts[start], linked[end] - linked[start], end - start
@@ -116,4 +123,4 @@ def surroundings(blocks: list[Block], containers: list[Container], length: np.nd
         ],
         1,
     )
-    return table[levels].reshape(len(blocks), -1).astype(np.float32)
+    return table[levels].reshape(len(levels), -1).astype(np.float32)

@@ -22,6 +22,7 @@ OPERATORS = {
     "∣": "|", "′": "'", "{": r"\{", "}": r"\}", "%": r"\%", "#": r"\#", "&": r"\&", "\u2061": "", "\u2062": "",
     "\u2063": "", "\u200b": "",
 }  # fmt: skip
+ESSENCE = re.compile(r"\s|\\(?:displaystyle|textstyle)|[${}]")
 ACCENTS = {"^": "hat", "ˆ": "hat", "~": "tilde", "˜": "tilde", "¯": "bar", "‾": "overline", "_": "bar", "→": "vec"}
 ACCENTS |= {"⃗": "vec", "˙": "dot", ".": "dot", "¨": "ddot", "⏞": "overbrace", "⏟": "underbrace"}
 GREEK = names(
@@ -51,6 +52,19 @@ def drawn_formula(attributes: str) -> str:
         tex = unquote_plus(parameter[1] if parameter else found[1]).strip()
         return f"${tex}$" if tex else ""
     return ""
+
+
+def formula(names: list[str], attributes: list[str], texts: list[str]) -> str:
+    """The TeX of a <math> or a <script>, given its tags, the first its own, and the text after each; or ""."""
+    if names[0] == "math":
+        return mathml_to_tex(names, attributes, texts)
+    mark, tex = "$$" if "display" in attributes[0] else "$", texts[0].strip()
+    return f"{mark}{tex}{mark}" if tex else ""
+
+
+def essence(tex: str) -> str:
+    """What two ways to write the same formula have in common."""
+    return ESSENCE.sub("", tex)
 
 
 def mathml_to_tex(names: list[str], attributes: list[str], texts: list[str]) -> str:

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 TAG = re.compile(r'<(/?[a-z][^\s/>]*+)([^>"]*+(?:"[^"]*+"[^>"]*+)*+)>')
-ATTRIBUTES = re.compile(r' (class|id|role|itemprop|style|hidden|aria-hidden)(?:="([^"]*)")?(?= |$)')
+ATTRIBUTE = re.compile(r' ([^ ="]+)(?:="([^"]*)")?')
 DROPPED = re.compile(r'<(!--|script|style)(?=[ >]|(?<=-))(?! type="math/)')
 DROPPED_END = {"!--": "-->", "script": "</script>", "style": "</style>"}
+DESCRIBING = ("class", "id", "role", "itemprop")
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 HIDDEN = re.compile(r"display:\s*none|visibility:\s*hidden")
 PREFORMATTED = re.compile(r"white-space:\s*(?:pre|break-spaces)\s*(?:;|$)")
@@ -27,7 +28,10 @@ SKIPPED = names(
     "math script style template svg iframe object applet audio video canvas map select datalist textarea noembed"
     " noframes dialog head title rp mjx-math"
 )
-"""Left out with all inside; `math` and some scripts are formulas."""
+"""Left out with all inside."""
+FORMULAS = names("math script")
+"""Of these, what is put down as TeX: some scripts."""
+GROUPS = names("table dl figure")
 SKIPPED_CLASSES = names(
     "headerlink hash-link anchorjs-link copybtn linenos linenodiv lineno line-numbers-rows gutter mw-editsection"
     " katex-html MathJax_Preview visually-hidden sr-only screen-reader-text screen-reader-only"
@@ -59,7 +63,9 @@ class Markup:
     class, id, role or itemprop ("comment"); others are not noted."""
 
     def __init__(self, vocabulary: Mapping[str, int]) -> None:
+        self.vocabulary = vocabulary
         self.bits = {word: 1 << bit for word, bit in vocabulary.items()}
+        self.width = (len(self.bits) + 7) // 8  # bytes of a bit set
         self.hidden = self.bits.get("hidden", 0)
         self.tags: dict[str, Traits] = {}
         self.values: dict[str, Traits] = {}
@@ -74,13 +80,13 @@ class Markup:
         """Of a tag; `attributes` as the parser writes them."""
         hints, skipped, preformatted = self.bits.get("<" + name, 0), ALWAYS * (name in SKIPPED), name == "pre"
         if attributes and not skipped:
-            for attribute, value in ATTRIBUTES.findall(attributes):
+            for attribute, value in ATTRIBUTE.findall(attributes):
                 if attribute == "style":
                     preformatted = preformatted or bool(PREFORMATTED.search(value))
                     hints |= self.hidden if HIDDEN.search(value) else 0
                 elif attribute == "hidden" or attribute == "aria-hidden":
                     hints |= self.hidden if value != "false" else 0
-                else:
+                elif attribute in DESCRIBING:
                     told = self.values.get(value) or self.told(value)
                     hints |= told.hints
                     skipped = max(skipped, told.skipped)

@@ -42,8 +42,9 @@ def find_title(element: str, values: dict[str, str]) -> str:
 def find_date(html: str, values: dict[str, str]) -> str | None:
     """The day it was published, or else changed, ISO 8601."""
     said = [values.get(name, "") for name in DATES]
-    for pattern in (PUBLISHED, TIME):
-        if found := pattern.search(html):
+    for start, pattern in (('"datePublished"', PUBLISHED), ("<time ", TIME)):
+        place = html.find(start)
+        if place >= 0 and (found := pattern.search(html, place)):
             said.insert(1, found[1]) if pattern is PUBLISHED else said.append(found[1])
     for value in said:
         if found := DAY.match(value):

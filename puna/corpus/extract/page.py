@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from resiliparse.parse.html import HTMLTree
 
 from puna.corpus.extract import metadata
-from puna.corpus.extract.blocks import UnusablePageError, read_blocks
+from puna.corpus.extract.blocks import UnusablePageError
 from puna.corpus.extract.choice import choose
 from puna.corpus.extract.decode import decode
-from puna.corpus.extract.markup import head_and_body, names
+from puna.corpus.extract.markup import names
 from puna.corpus.extract.network import load_network
 from puna.corpus.extract.render import render
 
@@ -37,19 +37,20 @@ def extract(html: bytes | str, url: str | None = None, charset: str | None = Non
     of endless depth or with endless markup, and nothing else."""
     if isinstance(html, bytes):
         html = decode(html, charset)
-    else:
-        html = html.encode("utf-8", "replace").decode()  # half a character, as JSON may hold, becomes "?"
     if html[:100].lstrip("\ufeff \t\r\n").startswith("<?xml"):
         html = XML_EMPTY.sub(r"<\1\2></\1>", html)  # to HTML, <script/> is open
     if html.count("<") > 4 * MAX_UNCLOSED:
         refuse_unclosed(html.lower())
-    tree = HTMLTree.parse(html)
+    try:
+        tree = HTMLTree.parse(html)
+    except UnicodeEncodeError:
+        tree = HTMLTree.parse(html.encode("utf-8", "replace").decode())  # half a character, as JSON may hold: "?"
     clean = str(tree)
-    head, body = head_and_body(clean)
     network = load_network()
+    head, body = network.passes.head_and_body(clean)
     values = metadata.metas(head)
     title = metadata.find_title(tree.title or "", values)
-    blocks, containers = read_blocks(body, network.markup)
+    blocks, containers = network.passes.read_blocks(body)
     text = ""
     if blocks:
         text = render(choose(blocks, network.probabilities(blocks, containers, title)))
