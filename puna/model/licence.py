@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from puna.errors import PunaError
+from puna.recipe.endpoint import Endpoint
 
 NAMES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 """How the files' names begin, in any case."""
@@ -58,6 +59,14 @@ def note_llama(out: Path, model: str, llama: str | None = None) -> str | None:
         )
         (out / "NOTICE").write_text(f"{notice}\n{learned}\n", encoding="utf-8")
     return release
+
+
+def carry_terms(model: Endpoint, out: Path) -> str | None:
+    """Let the licence of a model that wrote or judged data go with them: the files of its directory, or the notice of
+    a Llama. Its release, None where it is no Llama."""
+    if Path(model.url).is_dir():
+        carry_licences([Path(model.url)], out)
+    return note_llama(out, model.model, model.llama)
 
 
 def card_name(directory: Path, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from puna.recipe.endpoint import Endpoint
 from puna.recipe.knobs import Knobs
 
 
@@ -25,6 +26,9 @@ class Chats(Knobs):
     quartile stays)."""
     quality_quantile: float = Field(0.75, ge=0, lt=1)
     """Share of the chats that a reward model takes away."""
+    judge: Endpoint = Endpoint()  # pyright: ignore[reportCallIssue]
+    """A model that grades every chat, with three points or, of code, two; one with all of them stays, also where a
+    reward model would drop it (section 4.2.3)."""
     max_cosine: float = Field(0.9, gt=0, le=1)
     """Of chats that are more alike than this the best stays; 1 drops only equal ones."""
     max_source_share: float = Field(1.0, gt=0, le=1)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from puna.endpoint import model_files
 from puna.errors import PunaError
 from puna.posttrain.data.forms import FORMS, InvalidError, Preference, parse
 from puna.recipe import Recipe
@@ -101,7 +102,8 @@ def source_digest(recipe: Recipe) -> str:
     paths = [file.path for file in find_files(knobs.sources)]
     if knobs.reward_model:
         paths += sorted(path for path in Path(knobs.reward_model).glob("*") if path.is_file())
-    return digest(paths)
+    judge = Path(knobs.judge.url) if knobs.judge.url else None
+    return digest(paths + (model_files(judge) if judge and judge.is_dir() else []))
 
 
 def digest(paths: Sequence[Path]) -> str:

@@ -17,7 +17,7 @@ REASONS = {
     "emoji": "the assistant writes too many emoji",
     "exclamations": "the assistant writes too many exclamation marks",
     "apologies": "the assistant apologises, as in too many chats",
-    "quality": "the reward model scores it below the quantile",
+    "quality": "the reward model scores it below the quantile, and no judge gives it all points",
     "alike": "a better chat is too much like it",
     "source": "its source has too large a share",
     "topic": "its topic has too large a share",
@@ -35,7 +35,7 @@ class Sample:
     topic: str = ""
     """coarse/fine."""
     quality: float = 1.0
-    """The share of the chats that the reward model scores no higher; 1 without one."""
+    """The share of the chats that the reward model scores no higher, or of a judge's points; 1 without either."""
     difficulty: float = 1.0
 
     @property

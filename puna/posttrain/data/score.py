@@ -1,4 +1,4 @@
-"""Quality by a reward model, difficulty by what a chat asks of its reader (section 4.2.3)."""
+"""Quality by a reward model or by a judge, difficulty by what a chat asks of its reader (section 4.2.3)."""
 
 from collections.abc import Sequence
 from math import ceil, log2
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from puna.posttrain.data.judge import Grade
 from puna.posttrain.data.sample import Dropped, Sample, answers
 from puna.text.message import Chat
 
@@ -24,15 +25,34 @@ def reward_scores(samples: Sequence[Sample], folder: Path) -> np.ndarray:
     return np.array(Scorer.load(folder).score([sample.chat for sample in samples]))
 
 
-def drop_low(samples: Sequence[Sample], scores: np.ndarray, quantile: float) -> tuple[list[Sample], list[Dropped]]:
-    """The best 1 - `quantile` of the samples; each gets its `quality`, the share that scores no higher."""
-    order = np.sort(scores)
+def drop_low(
+    samples: Sequence[Sample],
+    scores: np.ndarray | None,
+    quantile: float,
+    grades: Sequence[Grade | None] | None = None,
+) -> tuple[list[Sample], list[Dropped]]:
+    """The samples that a reward model's `scores` put into their best 1 - `quantile`, or a judge's grades at the top.
+
+    The two disagree much, the paper finds, and both together find most of what is good. Each sample gets its `quality`,
+    the share that scores no higher or the share of its points, whichever is more.
+    """
     kept, dropped = [], []
+    order = np.sort(scores) if scores is not None else np.empty(0)
     least = order[min(ceil(quantile * len(order)), len(order) - 1)] if len(order) else 0.0
-    for sample, score in zip(samples, scores):
-        sample.quality = round(float(np.searchsorted(order, score, side="right")) / len(order), 4)
-        if score >= least:
+    for number, sample in enumerate(samples):
+        good, shares, details = False, [0.0], []
+        if scores is not None:
+            good = bool(scores[number] >= least)
+            shares.append(float(np.searchsorted(order, scores[number], side="right")) / len(order))
+            details.append(f"reward {scores[number]:.4f}, the quantile is {least:.4f}")
+        if grades is not None:
+            grade = grades[number]
+            good = good or (grade is not None and grade.points == grade.most)
+            shares.append(grade.points / grade.most if grade else 0.0)
+            details.append(f"judge {grade.points} of {grade.most}" if grade else "the judge gave no grades")
+        sample.quality = round(max(shares), 4)
+        if good:
             kept.append(sample)
         else:
-            dropped.append(Dropped.of(sample, "quality", f"reward {score:.4f}, the quantile is {least:.4f}"))
+            dropped.append(Dropped.of(sample, "quality", "; ".join(details)))
     return kept, dropped

@@ -3,14 +3,18 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from puna.endpoint import Asker, open_asker
 from puna.errors import PunaError
 from puna.log import Log
+from puna.model.licence import carry_terms
 from puna.posttrain.data.balance import drop_excess
 from puna.posttrain.data.clean import drop_apologies, tone
 from puna.posttrain.data.forms import InvalidError, Preference
+from puna.posttrain.data.judge import judge
 from puna.posttrain.data.read import find_files, read
 from puna.posttrain.data.sample import REASONS, Dropped, Sample, plain
 from puna.posttrain.data.score import difficulty, drop_low, reward_scores
@@ -30,7 +34,12 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
         raise PunaError('chats.sources is empty; name files, as in chats.sources=["my-chats.jsonl"]')
     chats, preferences, dropped = collect(knobs)
     read_count = len(chats) + len(preferences) + len(dropped)
-    chats, gone = thin(chats, knobs, recipe.seed)
+    asker = open_asker(knobs.judge, "chats.judge", log.folder / "answers.jsonl") if knobs.judge.url and chats else None
+    with asker or nullcontext():
+        chats, gone = thin(chats, knobs, recipe.seed, asker)
+    if asker:
+        log.message(f"the judge: {asker.account}")
+        carry_terms(knobs.judge, out)
     dropped += gone
     if not chats and not preferences:
         raise PunaError(f"nothing is left of {read_count} lines: {_summary(dropped)}; loosen the knobs of [chats]")
@@ -73,11 +82,15 @@ def collect(knobs: Chats) -> tuple[list[Sample], list[Ranked], list[Dropped]]:
     return chats, preferences, dropped
 
 
-def thin(chats: list[Sample], knobs: Chats, seed: int) -> tuple[list[Sample], list[Dropped]]:
-    """Quality, likeness, balance of sources, then of topics, and apologies; each share is of what its step leaves."""
+def thin(
+    chats: list[Sample], knobs: Chats, seed: int, asker: Asker | None = None
+) -> tuple[list[Sample], list[Dropped]]:
+    """Quality, by the judge that `asker` asks too, likeness, balance of sources, then of topics, and apologies; each
+    share is of what its step leaves."""
     dropped: list[Dropped] = []
-    if knobs.reward_model and chats:
-        chats, gone = drop_low(chats, reward_scores(chats, Path(knobs.reward_model)), knobs.quality_quantile)
+    if (knobs.reward_model or asker) and chats:
+        scores = reward_scores(chats, Path(knobs.reward_model)) if knobs.reward_model else None
+        chats, gone = drop_low(chats, scores, knobs.quality_quantile, judge(chats, asker) if asker else None)
         dropped += gone
     chats, gone = drop_alike(chats, knobs.max_cosine, rng(seed, "clusters of chats"))
     dropped += gone

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from puna.endpoint import Asker, model_files, open_asker
 from puna.errors import PunaError
 from puna.log import Log
-from puna.model.licence import carry_licences, note_llama
+from puna.model.licence import carry_terms
 from puna.posttrain.data.read import digest as file_digest
-from puna.posttrain.synthesis import execution, tool_use
+from puna.posttrain.synthesis import back_translation, execution, teacher, tool_use
 from puna.posttrain.synthesis.checks import linter
 from puna.posttrain.synthesis.found import Drop, Line
 from puna.posttrain.synthesis.signatures import find_functions
@@ -53,8 +53,8 @@ def make(recipe: Recipe, corpus: Path, out: Path, log: Log) -> tuple[list[Line],
         if asker:
             log.message(f"the model: {asker.account}")
             asker.close()
-    if knobs.endpoint.url:
-        carry_terms(knobs.endpoint.url, knobs.endpoint.model, knobs.endpoint.llama, out, log)
+    if asker and (release := carry_terms(knobs.endpoint, out)):
+        log.message(f"Llama {release} wrote: its licence goes with these data and with all that learns from them")
     write_text(out / "dropped.jsonl", "".join(json.dumps(vars(drop), ensure_ascii=False) + "\n" for drop in drops))
     sources = Counter(line["source"] for line in lines)
     figures = {f"synthesize.{name}": figure(count) for name, count in sorted(sources.items())}
@@ -68,17 +68,11 @@ def source_digest(recipe: Recipe) -> str | None:
     knobs = recipe.synthesize
     folder = Path(knobs.endpoint.url) if knobs.endpoint.url else None
     paths = model_files(folder) if folder and folder.is_dir() else []
+    paths += [path for name in knobs.teacher_prompts if (path := Path(name)).is_file()]
+    paths += model_files(Path(knobs.teacher_reward_model)) if knobs.teacher_reward_model else []
     found = [file_digest(paths)] if paths else []
     found += [linter()] if knobs.execution else []
     return " ".join(found) or None
-
-
-def carry_terms(url: str, model: str, llama: str | None, out: Path, log: Log) -> None:
-    """Let the licence of a model that wrote or judged go with the data: its files, or the notice of a Llama's."""
-    if Path(url).is_dir():
-        carry_licences([Path(url)], out)
-    if release := note_llama(out, model, llama):
-        log.message(f"Llama {release} wrote: its licence goes with these data and with all that learns from them")
 
 
 def _documents(corpus: Path) -> Documents:
@@ -101,6 +95,19 @@ def _execution(knobs: Synthesize, documents: Documents, seed: int, asker: Asker 
     return execution.dialogues(snippets, _needed(asker), knobs.repairs)
 
 
+def _back_translation(knobs: Synthesize, documents: Documents, seed: int, asker: Asker | None) -> Made:
+    snippets = choose(find_snippets(documents), knobs.back_translation, seed, "back-translation")
+    return back_translation.dialogues(snippets, _needed(asker))
+
+
+def _teacher(knobs: Synthesize, documents: Documents, seed: int, asker: Asker | None) -> Made:
+    found = list(teacher.read_prompts([Path(path) for path in knobs.teacher_prompts]))
+    prompts = [each for each in found if isinstance(each, teacher.Prompt)]
+    reward = Path(knobs.teacher_reward_model) if knobs.teacher_reward_model else None
+    chats, drops = teacher.dialogues(prompts, _needed(asker), knobs.teacher_answers, knobs.teacher_temperature, reward)
+    return chats, [each for each in found if isinstance(each, Drop)] + drops
+
+
 def _needed(asker: Asker | None) -> Asker:
     if asker is None:
         raise PunaError("synthesize.endpoint.url is empty; name the model that is to write")
@@ -111,5 +118,7 @@ Maker = Callable[[Synthesize, Documents, int, Asker | None], Made]
 KINDS: dict[str, tuple[Callable[[Synthesize], Any], Maker]] = {
     "functions": (lambda knobs: knobs.functions, _functions),
     "execution": (lambda knobs: knobs.execution, _execution),
+    "back-translation": (lambda knobs: knobs.back_translation, _back_translation),
+    "teacher": (lambda knobs: knobs.teacher_prompts, _teacher),
 }
 """By name: whether a recipe asks for it, and what makes it."""
