@@ -11,29 +11,24 @@ is there, and a changed knob re-runs its stage and whatever depended on the byte
 """
 
 import fcntl
-import hashlib
 import importlib
 import json
-import os
-import platform
-import re
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
+from puna.artifact import digest_of, figure, read_manifest, work_folder, write_manifest, write_text
 from puna.errors import PunaError
 from puna.log import Log
+from puna.memory import PeakMemory
 from puna.model.licence import carry_licences
 from puna.recipe import Recipe, load_recipe
+from puna.recipe.toml import to_toml
 from puna.train.clock import read_clock
 
 Metrics = dict[str, Any]
@@ -124,16 +119,6 @@ OPERATIONAL = (
 """Knobs that cannot change a result: they are no reason to make anything again."""
 
 
-def figure(value: float, unit: str = "", low: float | None = None, high: float | None = None, n: int | None = None):
-    """One figure of summary.json: a value, its unit, its 95% interval and the number of cases behind it."""
-    return {"value": value, "low": low, "high": high, "n": n, "unit": unit}
-
-
-def work_folder(out: Path) -> Path:
-    """Where a stage keeps checkpoints while it makes `out`; gone once the artifact is whole."""
-    return out.parent / "work"
-
-
 class Run:
     """A recipe and the folder that holds what was made from it."""
 
@@ -158,7 +143,7 @@ class Run:
     def fingerprint(self, stage: Stage) -> str | None:
         """Digest of all that determines the artifact; None while an input is missing."""
         inputs = self._input_digests(stage)
-        return None if inputs is None else _digest(self._causes(stage, inputs))
+        return None if inputs is None else digest_of(self._causes(stage, inputs))
 
     def state(self, stage: Stage) -> State:
         """Done, running, interrupted (its checkpoints are kept), stale (its causes changed) or missing; a missing
@@ -234,7 +219,7 @@ class Run:
             missing = [name for name in self.needs(stage).values() if self.manifest(name) is None]
             raise PunaError(f"stage {stage.name} needs {', '.join(missing)}, which is not made yet")
         causes = self._causes(stage, inputs)
-        partial = self._partial(stage, _digest(causes))
+        partial = self._partial(stage, digest_of(causes))
         for other in self._partials(stage):
             if other != partial:
                 shutil.rmtree(other)  # checkpoints of other knobs
@@ -248,7 +233,7 @@ class Run:
                 recipe = only(self.recipe, stage.knobs)
                 metrics = load(stage.function)(recipe, folders, out, Log(self.folder / "log", stage.name))
             carry_licences(folders.values(), out)
-            write_manifest(out, {"stage": stage.name, "fingerprint": _digest(causes), **causes, "metrics": metrics})
+            write_manifest(out, {"stage": stage.name, "fingerprint": digest_of(causes), **causes, "metrics": metrics})
         final = self.folder / stage.name
         old = partial / "old"
         shutil.rmtree(old, ignore_errors=True)  # left by a kill between the renaming and the end
@@ -262,7 +247,7 @@ class Run:
         from puna.machine import describe_machine  # here, for it imports torch, which `puna status` can do without
 
         start = time.time()
-        peak = _PeakMemory()
+        peak = PeakMemory()
         whole = False
         try:
             yield
@@ -363,34 +348,6 @@ class Run:
         write_text(self.folder / "recipe.toml", to_toml(self.recipe.model_dump(mode="json", exclude_none=True)))
 
 
-class _PeakMemory:
-    """Samples the resident memory of this process and its children, shared pages counted once for each."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-
-    def _sample(self) -> None:
-        me = psutil.Process()
-        while True:
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    total += process.memory_info().rss
-                except psutil.Error:
-                    continue  # it ended between the listing and the reading
-            self.peak = max(self.peak, total)
-            if self._ended.wait(0.5):
-                return
-
-    def stop(self) -> int:
-        self._ended.set()
-        self._thread.join()
-        return self.peak
-
-
 def only(recipe: Any, knobs: Sequence[str]) -> Any:
     """The recipe with the named knobs and no others: a stage that reads one it did not declare fails at once."""
     sections: dict[str, list[str]] = {}
@@ -413,62 +370,3 @@ def load(function: str) -> Callable[..., Any]:
     """The function that `module:name` names. Stages are imported this way, so that nothing else depends on them."""
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def read_manifest(artifact: Path) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
-        whole = all((artifact / name).stat().st_size == file["bytes"] for name, file in manifest["files"].items())
-    except (OSError, ValueError, KeyError):
-        return None
-    return manifest if whole else None
-
-
-def write_manifest(artifact: Path, content: dict[str, Any]) -> None:
-    """Seal an artifact: the digest of every file, flushed to disk before the manifest says they are there."""
-    files = {}
-    for path in sorted(p for p in artifact.rglob("*") if p.is_file()):
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        files[path.relative_to(artifact).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    versions = {name: version(name) for name in ("puna", "torch", "numpy", "tokenizers")}
-    content = content | {
-        "versions": versions | {"python": platform.python_version()},
-        "files": files,
-        "digest": _digest({name: file["sha256"] for name, file in files.items()}),
-    }
-    write_text(artifact / "manifest.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, meets the old text or the new and nothing between."""
-    aside = path.with_name(f".{path.name}.aside")
-    with aside.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    aside.replace(path)
-
-
-def to_toml(data: dict[str, Any], prefix: str = "") -> str:
-    """TOML of a recipe: scalars, lists of scalars and tables are all it holds."""
-    scalars = {k: v for k, v in data.items() if not isinstance(v, dict)}
-    lines = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in scalars.items()]
-    for key, table in data.items():
-        if isinstance(table, dict):
-            key = _toml_key(key)
-            lines += ["", f"[{prefix}{key}]", to_toml(table, f"{prefix}{key}.").rstrip()]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
-
-
-def _toml_value(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # the one escape that JSON leaves out
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,22 @@ import puna
 
 ROOT = Path(puna.__file__).parent
 SHARED = {
-    *("model", "text", "train", "parallel", "infer", "tools", "recipe", "endpoint", "errors", "log", "machine", "run"),
+    *(
+        "model",
+        "text",
+        "train",
+        "parallel",
+        "infer",
+        "tools",
+        "recipe",
+        "endpoint",
+        "errors",
+        "artifact",
+        "memory",
+        "log",
+        "machine",
+        "run",
+    ),
     "score",
 }
 STAGES = {"corpus", "scaling", "pretrain", "posttrain", "evals", "report"}
