@@ -12,6 +12,9 @@ from torch import Tensor
 
 from puna.infer.request import Sampling, TokenLogprob
 
+COLDEST = 1e-5
+"""Temperatures below are this one: logits divided by them would not be numbers in fp32."""
+
 
 def choose(logits: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> list[int]:
     """The next token of each row from its logits [rows, vocab], fp32, and its number in [0, 1)."""
@@ -27,7 +30,7 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[flo
 
 def probabilities(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     """What each row of logits [rows, vocab] draws from, at temperatures above 0: weights, zero for what is cut off."""
-    temperatures = torch.tensor([sampling.temperature for sampling in samplings], device=logits.device)[:, None]
+    temperatures = torch.tensor([max(s.temperature, COLDEST) for s in samplings], device=logits.device)[:, None]
     probs = (logits / temperatures).softmax(-1)
     if cut := [i for i, s in enumerate(samplings) if s.top_p < 1 or s.top_k or s.min_p]:
         probs[cut] = truncated(probs[cut], [samplings[i] for i in cut])
@@ -46,6 +49,7 @@ def truncated(probs: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     ranked = torch.where(torch.arange(vocab, device=probs.device) < top_k, ranked, 0.0)
     before = ranked.cumsum(-1) - ranked
     kept = before < top_p * ranked.sum(-1, keepdim=True)
+    kept[:, 0] = True  # a top_p that is zero in fp32 would keep none
     kept &= ranked >= column([s.min_p for s in samplings]) * ranked[:, :1]
     return torch.zeros_like(probs).scatter_(1, ids, torch.where(kept, ranked, 0.0))
 

@@ -203,3 +203,10 @@ def test_biases_and_masks_reach_their_own_rows():
     assert found.tolist() == [[0, -inf, 0, 0], [0, 2, 0, -1], [5, -inf, 0, 0]]
     assert not logits.any()
     assert restricted(logits, [{}] * 3, [None] * 3) is logits
+
+
+@pytest.mark.parametrize("extreme", [{"top_p": 5e-324}, {"temperature": 7e-148}, {"min_p": 1.0}, {"top_p": 1e-30}])
+def test_the_smallest_numbers_that_a_client_may_send_choose_the_likeliest(extreme: dict[str, float]):
+    logits = torch.tensor([[0.0, 30.0, 29.0, float("-inf")]])
+    sampling = Sampling(1, **{"temperature": 1.0, **extreme})  # pyright: ignore[reportArgumentType]
+    assert choose(logits, [sampling], [0.999]) == [1]

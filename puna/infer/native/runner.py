@@ -59,15 +59,24 @@ class NativeRunner:
         row of block_tables [requests, blocks] names its blocks in order. The cache is [layers, 2, blocks, block_size,
         kv_heads, head_dim], fp32 or bf16 and contiguous; prompts and single tokens may stand in one step.
         """
-        return self.logits(self.hidden(tokens, starts, lengths, block_tables, cache)[wanted])
+        hidden = self._hidden(tokens, starts, lengths, block_tables, cache)
+        return self._logits(hidden if len(wanted) == len(tokens) else hidden[wanted])
 
     def decode(self, tokens: Tensor, lengths: Tensor, block_tables: Tensor, cache: Tensor) -> Tensor:
         """A step of one token a request: tokens [rows] -> logits [rows, vocab]."""
         starts = torch.arange(len(tokens) + 1, dtype=torch.int32)
-        return self.logits(self.hidden(tokens, starts, lengths, block_tables, cache))
+        return self._logits(self._hidden(tokens, starts, lengths, block_tables, cache))
 
     def hidden(self, tokens: Tensor, starts: Tensor, lengths: Tensor, block_tables: Tensor, cache: Tensor) -> Tensor:
         """As step(), but the final hidden states [tokens, dim], fp32, of all tokens."""
+        return self._hidden(tokens, starts, lengths, block_tables, cache)[:, : self.config.dim]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n, dim] fp32 -> logits [n, vocab] fp32."""
+        return self._logits(F.pad(hidden, (0, -self.config.dim % 32)))
+
+    def _hidden(self, tokens: Tensor, starts: Tensor, lengths: Tensor, block_tables: Tensor, cache: Tensor) -> Tensor:
+        """[tokens, dim rounded up to 32]"""
         if cache.dtype not in KINDS or not cache.is_contiguous():
             raise ValueError(
                 f"the cache must be contiguous fp32 or bf16, not {cache.dtype} with strides {cache.stride()}"
@@ -80,11 +89,10 @@ class NativeRunner:
             cache_kind=KINDS[cache.dtype], blocks=cache.shape[2], block_size=cache.shape[3],
             cache=cache.data_ptr(), hidden=hidden.data_ptr(), **dict(zip(names, (a.data_ptr() for a in arrays))),
         )  # fmt: skip
-        return hidden[:, : self.config.dim]
+        return hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [n, dim] fp32 -> logits [n, vocab] fp32."""
-        hidden = F.pad(hidden, (0, -self.config.dim % 32)).contiguous()
+    def _logits(self, hidden: Tensor) -> Tensor:
+        hidden = hidden.contiguous()
         logits = torch.empty(len(hidden), round_up(self.config.vocab_size))
         self._call(self._library.puna_logits, rows=len(hidden), hidden=hidden.data_ptr(), logits=logits.data_ptr())
         return logits[:, : self.config.vocab_size]
