@@ -79,7 +79,7 @@ STAGES = (
     Stage(
         "synthesize",
         "puna.posttrain.synthesize:run",
-        ("corpus",),
+        ("corpus", "tokenizer"),
         ("synthesize", "seed"),
         "puna.posttrain.synthesis.stage:source_digest",
     ),

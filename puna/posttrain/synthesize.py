@@ -95,7 +95,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     asked += [SMALL_TALK[i] for i in talk]
     # a tool at hand is not a reason to use it (section 4.3.5)
     sft += [_chat(*pair, tools=number % 4 == 0) for number, pair in enumerate(asked)]
-    written, figures = synthesis.make(recipe, inputs["corpus"], out, log)
+    written, figures = synthesis.make(recipe, inputs, out, log, len(sft))
     sft += written
     rng(seed, "sft order").shuffle(sft)  # pyright: ignore[reportArgumentType]
 

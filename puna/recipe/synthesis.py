@@ -31,9 +31,24 @@ class Synthesis(Knobs):
     teacher_temperature: float = Field(0.6, ge=0, le=2)
     teacher_reward_model: str | None = None
     """A reward model's directory, which chooses among the right answers; else the first is taken."""
+    long_lengths: list[int] = []
+    """Tokens of chats on long texts, in turn, as [16_384, 32_768, 65_536, 131_072] (section 4.3.4); empty: there are
+    none. SFT leaves out what does not fit into `sft.seq_len`."""
+    long_share: float = Field(0.001, ge=0, lt=1)
+    """Share of the stage's chats that are on long texts (section 4.3.4)."""
+    long_chunk: int = Field(8192, ge=16)
+    """Tokens of a part that the model reads at once (section 4.3.4)."""
+    repositories: list[str] = []
+    """Folders of Python code; every other chat on long texts asks for a file that is missing there (section 4.3.4)."""
+    importers: int = Field(5, ge=1)
+    """Files that import such a file, at least (section 4.3.4)."""
 
     @model_validator(mode="after")
     def what_is_written_has_a_writer(self) -> "Synthesis":
+        if self.long_lengths and min(self.long_lengths) < 256:
+            raise ValueError(f"long_lengths = {self.long_lengths}: a long text has 256 tokens or more")
+        if self.long_lengths and not self.repositories and not self.endpoint.url:
+            raise ValueError("long_lengths asks a model; give synthesize.endpoint.url, or repositories alone")
         asked = [name for name in ("reword", "execution", "back_translation", "teacher_prompts") if getattr(self, name)]
         if asked and not self.endpoint.url:
             raise ValueError(f"{asked[0]} = {getattr(self, asked[0])!r} asks a model; give synthesize.endpoint.url")

@@ -13,7 +13,7 @@ from puna.errors import PunaError
 from puna.log import Log
 from puna.model.licence import carry_terms
 from puna.posttrain.data.read import digest as file_digest
-from puna.posttrain.synthesis import back_translation, execution, teacher, tool_use
+from puna.posttrain.synthesis import back_translation, execution, long_context, teacher, tool_use
 from puna.posttrain.synthesis.checks import linter
 from puna.posttrain.synthesis.found import Drop, Line
 from puna.posttrain.synthesis.signatures import find_functions
@@ -21,23 +21,27 @@ from puna.posttrain.synthesis.snippets import choose, find_snippets
 from puna.recipe import Recipe, Synthesize
 from puna.run import figure, write_text
 from puna.score import proportion
+from puna.text.tokenizer import Tokenizer
 
 Made = tuple[list[Line], list[Drop]]
 Documents = list[tuple[str, str]]
 """(id, text) of every training document, in the corpus' order."""
 
 
-def make(recipe: Recipe, corpus: Path, out: Path, log: Log) -> tuple[list[Line], dict[str, Any]]:
-    """The chats that the recipe asks for and figures of them; writes dropped.jsonl and, of a Llama, its notice.
+def make(
+    recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log, others: int
+) -> tuple[list[Line], dict[str, Any]]:
+    """The chats that the recipe asks for and figures of them; writes dropped.jsonl and, of a Llama, its notice. There
+    are `others` already, of which long ones are a share, too.
 
     What the model answered is kept beside the run's logs: a run that goes on, or that asks for more, asks nothing
     twice.
     """
     knobs, seed = recipe.synthesize, recipe.seed
     wanted = [name for name, (asked, _) in KINDS.items() if asked(knobs)]
-    if not wanted:
+    if not wanted and not knobs.long_lengths:
         return [], {}
-    documents = _documents(corpus)
+    documents = _documents(inputs["corpus"])
     asker = (
         open_asker(knobs.endpoint, "synthesize.endpoint", log.folder / "answers.jsonl") if knobs.endpoint.url else None
     )
@@ -48,6 +52,11 @@ def make(recipe: Recipe, corpus: Path, out: Path, log: Log) -> tuple[list[Line],
             chats, gone = KINDS[name][1](knobs, documents, seed, asker)
             counts = Counter(drop.reason for drop in gone)
             log.message(f"{name}: {len(chats):,} chats; dropped: {_told(counts) or 'nothing'}")
+            lines, drops = lines + chats, drops + gone
+        if knobs.long_lengths:
+            count = round(knobs.long_share / (1 - knobs.long_share) * (others + len(lines)))
+            chats, gone = _long(knobs, documents, Tokenizer.load(inputs["tokenizer"]), count, seed, asker)
+            log.message(f"long-context: {len(chats):,} chats of the {count:,} that are {knobs.long_share:.2%}")
             lines, drops = lines + chats, drops + gone
     finally:
         if asker:
@@ -70,6 +79,7 @@ def source_digest(recipe: Recipe) -> str | None:
     paths = model_files(folder) if folder and folder.is_dir() else []
     paths += [path for name in knobs.teacher_prompts if (path := Path(name)).is_file()]
     paths += model_files(Path(knobs.teacher_reward_model)) if knobs.teacher_reward_model else []
+    paths += [path for name in knobs.repositories for path in sorted(Path(name).rglob("*.py")) if path.is_file()]
     found = [file_digest(paths)] if paths else []
     found += [linter()] if knobs.execution else []
     return " ".join(found) or None
@@ -106,6 +116,21 @@ def _teacher(knobs: Synthesize, documents: Documents, seed: int, asker: Asker | 
     reward = Path(knobs.teacher_reward_model) if knobs.teacher_reward_model else None
     chats, drops = teacher.dialogues(prompts, _needed(asker), knobs.teacher_answers, knobs.teacher_temperature, reward)
     return chats, [each for each in found if isinstance(each, Drop)] + drops
+
+
+def _long(
+    knobs: Synthesize, documents: Documents, tokenizer: Tokenizer, count: int, seed: int, asker: Asker | None
+) -> Made:
+    """`count` chats: half of them on repositories, where there are some, the others on documents."""
+    folders = [Path(folder) for folder in knobs.repositories]
+    half = count if asker is None else (count + 1) // 2 if folders else 0
+    chats, drops = long_context.repositories(folders, tokenizer, knobs.long_lengths, knobs.importers, half, seed)
+    if asker and len(chats) < count:
+        lengths, rest = knobs.long_lengths, count - len(chats)
+        found, short = long_context.contexts(documents, tokenizer, lengths, knobs.long_chunk, rest, seed)
+        written, gone = long_context.dialogues(found, tokenizer, asker, seed)
+        chats, drops = chats + written, drops + short + gone
+    return chats, drops
 
 
 def _needed(asker: Asker | None) -> Asker:
