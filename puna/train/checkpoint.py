@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -57,16 +58,26 @@ class Checkpoints:
     ) -> None:
         self.folder, self.parameters, self.optimizer, self.memory = folder, parameters, optimizer, memory
         self.options, self.log, self.rank = options, log, rank
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._written: Future[None] | None = None
+        self._copies: dict[str, Tensor] = {}
 
     def state(self) -> dict[str, Tensor]:
         return state_of(self.parameters, self.optimizer, self.memory)
 
     def save(self, step: int) -> None:
-        """Write folder/step-N.safetensors, whole or not at all, and drop what need not be kept."""
+        """Begin to write folder/step-N.safetensors; it is there, whole, when a later `save` or `wait` returns."""
         if self.rank:
             return
-        tensors = self.state() | {"random": torch.get_rng_state()}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        self.wait()
+        for name, tensor in (self.state() | {"random": torch.get_rng_state()}).items():
+            if name not in self._copies:  # the memory is kept: to get it anew takes as long as to copy
+                self._copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+            self._copies[name].copy_(tensor.detach())
+        self._written = self._writer.submit(self._write, step, self._copies)
+
+    def _write(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Write it, whole or not at all, and drop what need not be kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:09d}.safetensors"
         aside = path.with_suffix(".aside")
@@ -81,6 +92,7 @@ class Checkpoints:
 
         A damaged one is reported and the one before it is used.
         """
+        self.wait()
         for step, path in found(self.folder, before):
             if problem := damage(path):
                 self.log.message(f"checkpoint {path.name} is damaged ({problem}); using the one before it")
@@ -103,7 +115,10 @@ class Checkpoints:
         set_step(self.optimizer, step)
 
     def wait(self) -> None:
-        """Return when the last checkpoint is on disk."""
+        """Return when the last checkpoint is on disk; raises what went wrong with it."""
+        if self._written:
+            written, self._written = self._written, None
+            written.result()
 
 
 def set_step(optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -27,6 +27,7 @@ class Whole:
         model = model.to_empty(device=world.device) if empty else model.to(world.device, torch.float32)
         self.model, self.loss, self.world = model.train(), loss, world
         self.share = (world.rank, world.size)
+        self._checkpoints: Checkpoints | None = None
         self.own: float | None = 0.0 if world.device.type == "cpu" else None  # a GPU works behind our back
         self.module: nn.Module = model
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -41,8 +42,12 @@ class Whole:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        with attention_in(self.model, self.attend):
-            yield
+        try:
+            with attention_in(self.model, self.attend):
+                yield
+        finally:
+            if self._checkpoints:
+                self._checkpoints.wait()
 
     @torch.no_grad()
     def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -84,7 +89,8 @@ class Whole:
     def checkpoints(
         self, folder: Path, optimizer: torch.optim.Optimizer, memory: Mapping[str, Tensor], options: Training, log: Log
     ) -> Checkpoints:
-        return Checkpoints(folder, self.parameters, optimizer, memory, options, log, self.world.rank)
+        self._checkpoints = Checkpoints(folder, self.parameters, optimizer, memory, options, log, self.world.rank)
+        return self._checkpoints
 
     def finish(self, checkpoints: Checkpoints, steps: int) -> None:
         """Nothing is owed: the model is whole."""
