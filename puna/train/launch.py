@@ -234,7 +234,7 @@ def _call(
         keep_freed_memory()
         torch.set_num_threads(1)  # threads of several processes on the same cores cost up to ten times
     if shared:
-        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with_launcher, daemon=True).start()
     if isinstance(store, str):  # a file, for all are on this machine: never ask the network for our own name
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
         store = dist.FileStore(store, size)
@@ -254,6 +254,15 @@ def _call(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _end_with_launcher() -> None:
+    """As end_with, for the process that called `launch`: between it and us may be the one that we were forked from,
+    which lives as long as we do."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    launcher.join()
+    os._exit(1)
 
 
 def end_with(parent: int) -> None:
