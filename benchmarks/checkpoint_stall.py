@@ -3,7 +3,7 @@
     python benchmarks/checkpoint_stall.py --folder FOLDER_ON_THE_DISK [--parameters 100_000_000]
 
 One process that holds the model whole, fp32 weights and two moments: 1.2 GB. The first save also gets the memory for
-the copy. The share is that of `checkpoint_seconds`, 30 by default. Models in parts are saved otherwise: docs/scale-out.md.
+the copy. The share is that of `checkpoint_seconds`, 30 by default. Models in parts: docs/scale-out.md.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=int, default=100_000_000)
     arguments = parser.parse_args()
     model = torch.nn.Linear(4096, arguments.parameters // 4096, bias=False)
-    options = Training()
+    options = Training()  # pyright: ignore[reportCallIssue]
     optimizer = make_optimizer(model, options)
     work = arguments.folder / "checkpoint_stall"
     log = Log(arguments.folder / "checkpoint_stall_log", "stall")
