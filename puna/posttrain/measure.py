@@ -25,7 +25,8 @@ def measure(
     """One attempt at each problem: greedily to its end, or the first message at the knobs' temperature.
 
     `first` [problems]: the first message is right. `solved` [problems], greedily only: so are all that follow. `called`
-    [problems]: the first message calls. `finished`, `repeats` [messages]: it ended by itself; it says something three times.
+    [problems]: the first message calls. `finished`, `repeats` [messages]: it ended by itself; it says something three
+    times.
     """
     changes = {"samples": 1, "temperature": 0.0 if greedy else knobs.temperature}
     turns = MOST_TURNS if greedy else 1
