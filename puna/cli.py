@@ -13,6 +13,7 @@ from rich.table import Table
 from puna.corpus.cli import app as corpus
 from puna.errors import PunaError
 from puna.evaluate import app as evaluate
+from puna.finetune import finetune
 from puna.log import console
 from puna.recipe import load_recipe
 from puna.run import BY_NAME, STAGES, Run, Stage
@@ -33,6 +34,7 @@ app.add_typer(scaling, name="scaling")
 app.add_typer(evaluate, name="eval")
 scaling.add_typer(sweep, name="sweep")
 app.command()(serve)
+app.command()(finetune)
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, for example recipes/tiny.toml.")]
 WordsArgument = Annotated[

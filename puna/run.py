@@ -54,11 +54,24 @@ class Stage:
     """The knob that asks for it: while that is empty it is optional."""
     replaces: str | None = None
     """Where it is asked for, the stages that need this one get its artifact instead."""
+    spared: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
+    """Those of its needs that it does without by this recipe."""
+
+
+def own_chats_alone(recipe: Recipe) -> Sequence[str]:
+    return ("synthesize",) if recipe.chats.only else ()
 
 
 STAGES = (
     Stage("corpus", "puna.corpus.corpus:run", (), ("corpus",), "puna.corpus.corpus:source_digest"),
-    Stage("tokenizer", "puna.corpus.vocabulary:run", ("corpus",), ("tokenizer", "pretrain.mix", "seed")),
+    Stage(
+        "tokenizer",
+        "puna.corpus.vocabulary:run",
+        ("corpus",),
+        ("tokenizer", "model.start", "pretrain.mix", "seed"),
+        "puna.model.start:source_digest",
+        spared=lambda recipe: ("corpus",) if recipe.model.start or recipe.tokenizer.path else (),
+    ),
     Stage("shards", "puna.corpus.shard:run", ("corpus", "tokenizer"), ("seed",)),
     Stage(
         "scaling",
@@ -67,7 +80,14 @@ STAGES = (
         ("scaling", "pretrain.mix", "pretrain.weights", "seed"),
         optional=True,
     ),
-    Stage("pretrain", "puna.pretrain.pretrain:run", ("shards", "tokenizer"), ("model", "pretrain", "seed")),
+    Stage(
+        "pretrain",
+        "puna.pretrain.pretrain:run",
+        ("shards", "tokenizer"),
+        ("model", "pretrain", "seed"),
+        "puna.model.start:source_digest",
+        spared=lambda recipe: () if recipe.pretrain.tokens else ("shards",),
+    ),
     Stage(
         "extend",
         "puna.pretrain.extend:run",
@@ -91,8 +111,10 @@ STAGES = (
         "puna.posttrain.data.read:source_digest",
         asked="chats.sources",
     ),
-    Stage("sft", "puna.posttrain.sft:run", ("pretrain", "synthesize", "chats"), ("sft", "seed")),
-    Stage("dpo", "puna.posttrain.dpo:run", ("sft", "synthesize", "chats"), ("dpo", "seed")),
+    Stage(
+        "sft", "puna.posttrain.sft:run", ("pretrain", "synthesize", "chats"), ("sft", "seed"), spared=own_chats_alone
+    ),
+    Stage("dpo", "puna.posttrain.dpo:run", ("sft", "synthesize", "chats"), ("dpo", "seed"), spared=own_chats_alone),
     Stage(
         "rounds",
         "puna.posttrain.rounds:run",
@@ -161,8 +183,9 @@ class Run:
 
     def needs(self, stage: Stage) -> dict[str, str]:
         """The stage that makes each input: the one of its name, or what this recipe replaces it by. One that the
-        recipe does not ask for is no input."""
-        found = {name: name for name in stage.needs if not self.optional(BY_NAME[name])}
+        recipe does not ask for, or makes superfluous, is no input."""
+        spared = stage.spared(self.recipe)
+        found = {name: name for name in stage.needs if name not in spared and not self.optional(BY_NAME[name])}
         for other in STAGES:
             if other.replaces in found and other is not stage and not self.optional(other):
                 found[other.replaces] = other.name

@@ -81,7 +81,7 @@ def test_a_typo_names_the_nearest_knob(recipe_file: Path, typo: str, nearest: st
     [
         ("pretrain.tokens=1.5", 'pretrain.tokens = 1.5: input should be a valid integer'),
         ("pretrain.tokens=many", 'pretrain.tokens = "many": input should be a valid integer'),
-        ("pretrain.tokens=0", "pretrain.tokens = 0: input should be greater than or equal to 1"),
+        ("pretrain.tokens=-1", "pretrain.tokens = -1: input should be greater than or equal to 0"),
         ("sft.precision=fp16", "sft.precision = \"fp16\": input should be 'auto', 'fp32' or 'bf16'"),
         ("corpus.languages=en", 'corpus.languages = "en": input should be a valid list'),
         ("pretrain=3", "pretrain = 3: input should be a valid dictionary"),

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from puna.errors import PunaError
 from puna.log import Log
+from puna.model.start import start_folder
 from puna.recipe import Recipe
 from puna.run import figure
 from puna.text.tokenizer import Tokenizer
@@ -17,7 +18,9 @@ from puna.train.batches import rng
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
     """Corpus -> a directory with tokenizer.json, tokenizer.model and their settings."""
     knobs = recipe.tokenizer
-    if knobs.path:
+    if recipe.model.start:
+        tokenizer = Tokenizer.load(start_folder(recipe.model.start))
+    elif knobs.path:
         tokenizer = Tokenizer.load(knobs.path)
     else:
         log.message(f"learning {knobs.vocab_size:,} tokens from up to {knobs.sample_megabytes:g} MB of text")

@@ -51,7 +51,7 @@ def load_meta(
 ) -> Llama:
     """Load Meta's form from any number of model-parallel shards; params.json does not tell `max_seq_len`."""
     directory = Path(directory)
-    config = config_from_params(read_json(directory / "params.json"), directory / "params.json", max_seq_len)
+    config = read_meta_config(directory, max_seq_len)
     model = empty_model(config)
     files = sorted(directory.glob("consolidated.*.pth"))
     if not files:
@@ -157,6 +157,12 @@ def config_to_params(config: LlamaConfig) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "use_scaled_rope": config.rope_scaling is not None,
     }
+
+
+def read_meta_config(directory: str | Path, max_seq_len: int = 131_072) -> LlamaConfig:
+    """The LlamaConfig in params.json."""
+    path = Path(directory) / "params.json"
+    return config_from_params(read_json(path), path, max_seq_len)
 
 
 def config_from_params(params: dict[str, Any], path: Path, max_seq_len: int) -> LlamaConfig:

@@ -66,4 +66,4 @@ def serve(recipe: Recipe, machine: str, precision: str, context: int, batch: int
     if json:
         yield {"recipe": recipe.name, "machine": found.name, **dataclasses.asdict(plan)}
     else:
-        yield from serve_lines(recipe.name, recipe.model.preset, config, found, plan)
+        yield from serve_lines(recipe.name, recipe.model.name, config, found, plan)

@@ -21,7 +21,7 @@ SHARDED = {
 
 def plan_lines(plan: Plan) -> Iterator[str | Table]:
     """Model, machine, stages, the pretraining layout in detail, then hours, failures and money."""
-    yield from model_lines(plan.recipe.name, plan.recipe.model.preset, plan.config)
+    yield from model_lines(plan.recipe.name, plan.recipe.model.name, plan.config)
     yield from machine_lines(plan.machine)
     yield ""
     yield stage_table(plan)

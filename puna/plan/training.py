@@ -120,6 +120,8 @@ def make_plan(recipe: Recipe, machine: Machine, settings: Settings | None = None
         raise PunaError(f"precision fp8: a {machine.processor.name} has no FP8 products; use bf16")
     if settings.effective is not None and not 0 < settings.effective <= 1:
         raise PunaError(f"effective = {settings.effective:g}: a share above 0 and up to 1 is needed")
+    if not recipe.pretrain.tokens:
+        raise PunaError("pretrain.tokens = 0: the planner counts from pretraining on; `--serve` needs no training")
     config = model_config(recipe.model, recipe.tokenizer.vocab_size)
     stages = [
         _stage(name, config, machine, settings, *work, settings.layout if name == "pretrain" else {})
@@ -172,7 +174,7 @@ def stage_tokens(recipe: Recipe) -> Iterator[tuple[str, tuple[Training, float, f
 def published_hours(plan: Plan) -> tuple[str, float, float, float] | None:
     """For a model of the paper's: its preset, the published tokens and H100 hours, and the TFLOP/s (6 N D) they imply
     if the tokens are right."""
-    preset = plan.recipe.model.preset
+    preset = plan.recipe.model.name
     short = plan.recipe.pretrain.seq_len <= 8192  # as the hours were spent, but for the long-context stage
     if preset not in GPU_HOURS or plan.recipe.model.overrides or plan.machine.processor.name != "H100" or not short:
         return None

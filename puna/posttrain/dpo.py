@@ -40,7 +40,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
     """Chat model and problems -> a chat model that prefers what works, and pairs.jsonl, what it learned that from."""
     path = work_folder(out) / "pairs.jsonl"
     if not path.exists():
-        pairs = sample_pairs(recipe, inputs, log)
+        pairs = sample_pairs(recipe, inputs, log) if "synthesize" in inputs else []
         if "chats" in inputs:
             tokenizer = Tokenizer.load(inputs["sft"])
             pairs += own_pairs(inputs["chats"] / "preferences.jsonl", tokenizer, recipe.dpo.seq_len)

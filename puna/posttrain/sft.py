@@ -21,9 +21,8 @@ from puna.train.save import save_model
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
     """Base model and chats -> a chat model."""
-    chats = [inputs["synthesize"] / "sft.jsonl"]
-    if "chats" in inputs:
-        chats.append(inputs["chats"] / "chats.jsonl")
+    files = {"synthesize": "sft.jsonl", "chats": "chats.jsonl"}
+    chats = [inputs[stage] / name for stage, name in files.items() if stage in inputs]
     return fit(recipe.sft, recipe.seed, inputs["pretrain"], chats, out, log)
 
 

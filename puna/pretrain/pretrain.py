@@ -9,8 +9,10 @@ import torch
 
 from puna.errors import PunaError
 from puna.log import Log
+from puna.model.licence import carry_licences
 from puna.model.llama import PRESETS, Llama, LlamaConfig, count_parameters
-from puna.model.weights import empty_model
+from puna.model.start import load_start, read_start_config, start_folder
+from puna.model.weights import empty_model, read_config
 from puna.recipe import Model, Pretrain, Recipe
 from puna.run import figure, work_folder
 from puna.text.needle import NeedleMaker
@@ -26,17 +28,24 @@ from puna.train.save import save_model
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[str, Any]:
     """Shards and tokenizer -> a base model, as a Hugging Face directory."""
-    launch(_train, count_processes(recipe.pretrain), recipe, inputs, out, log)
-    config = model_config(recipe.model, Tokenizer.load(inputs["tokenizer"]).vocab_size)
-    return {
-        "pretrain.parameters": figure(count_parameters(config)),
-        "pretrain.tokens": figure(recipe.pretrain.trained_tokens, "tokens"),
-        "pretrain.loss": figure(round(log.last("loss", 50), 4), "nats/token"),
-    }
+    start = recipe.model.start
+    if start:
+        carry_licences([start_folder(start)], out)
+    metrics = {"pretrain.tokens": figure(recipe.pretrain.trained_tokens, "tokens")}
+    if start and not recipe.pretrain.tokens:
+        log.message(f"takes {start} as it is")
+        save_model(load_start(start), Tokenizer.load(inputs["tokenizer"]), out, chat=False)
+    else:
+        launch(_train, count_processes(recipe.pretrain), recipe, inputs, out, log)
+        metrics["pretrain.loss"] = figure(round(log.last("loss", 50), 4), "nats/token")
+    return metrics | {"pretrain.parameters": figure(count_parameters(read_config(out)))}
 
 
 def model_config(knobs: Model, vocab_size: int) -> LlamaConfig:
-    """The preset with the recipe's overrides; PunaError for an unknown preset or sizes that do not fit."""
+    """The preset with the recipe's overrides, or the sizes of the model to start from; PunaError for an unknown preset
+    or sizes that do not fit."""
+    if knobs.start:
+        return read_start_config(knobs.start)
     if knobs.preset not in PRESETS:
         raise PunaError(f"model.preset = {knobs.preset!r} is not known; the presets are {', '.join(PRESETS)}")
     return dataclasses.replace(PRESETS[knobs.preset], vocab_size=vocab_size, **knobs.overrides)
@@ -44,8 +53,12 @@ def model_config(knobs: Model, vocab_size: int) -> LlamaConfig:
 
 def _train(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> None:
     tokenizer = Tokenizer.load(inputs["tokenizer"])
-    model = empty_model(model_config(recipe.model, tokenizer.vocab_size))
-    weights = model.draw_weights(torch.Generator().manual_seed(recipe.seed))
+    weights = None
+    if recipe.model.start:
+        model = load_start(recipe.model.start)
+    else:
+        model = empty_model(model_config(recipe.model, tokenizer.vocab_size))
+        weights = model.draw_weights(torch.Generator().manual_seed(recipe.seed))
     work = work_folder(out)
     train_on(inputs["shards"], model, tokenizer, recipe.pretrain, recipe.seed, world, work, log, weights=weights)
     if world.rank == 0:

@@ -9,7 +9,7 @@ from puna.recipe.chats import Chats
 from puna.recipe.corpus import Corpus, Heuristics, PersonalData, Tokenizer
 from puna.recipe.extend import Extend
 from puna.recipe.posttrain import Dpo, Evals, Posttrain, Reward, Sft, Synthesize
-from puna.recipe.recipe import Recipe, knob_names, load_recipe, nearest_knob, parse_recipe
+from puna.recipe.recipe import Recipe, apply_override, knob_names, load_recipe, nearest_knob, parse_recipe
 from puna.recipe.scaling import Scaling
 from puna.recipe.training import Model, Pretrain, Training
 
@@ -31,6 +31,7 @@ __all__ = [
     "Synthesize",
     "Tokenizer",
     "Training",
+    "apply_override",
     "knob_names",
     "load_recipe",
     "nearest_knob",

@@ -14,6 +14,8 @@ class Chats(Knobs):
     """Files of JSONL (.gz, .zst, .bz2, .lz4 too) or folders of them, as `PATH` or `FORM:PATH`; without a form, one of
     openai, sharegpt, alpaca, completion and preference, the keys of each line show it. A file's name is the `source`
     of its chats, for `sft.weights`. Empty: the stage `chats` is not made."""
+    only: bool = False
+    """SFT and DPO learn from these alone, and from nothing that is synthesized."""
     max_emoji: float = Field(3.0, ge=0)
     """Emoji in 100 words of the assistant's; with more a chat is dropped (section 4.2.3 names emoji, exclamation
     marks and apologies). A lone one passes."""

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from puna.errors import PunaError
 from puna.recipe.chats import Chats
@@ -39,6 +39,14 @@ class Recipe(Knobs):
     posttrain: Posttrain = Posttrain()  # pyright: ignore[reportCallIssue]
     evals: Evals = Evals()  # pyright: ignore[reportCallIssue]
 
+    @model_validator(mode="after")
+    def something_to_learn_from(self) -> "Recipe":
+        if not self.pretrain.tokens and not self.model.start:
+            raise ValueError("pretrain.tokens = 0: a model that begins with nothing has to learn; or give model.start")
+        if self.chats.only and not self.chats.sources:
+            raise ValueError("chats.only: there are no chats; give chats.sources")
+        return self
+
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a TOML recipe and apply `key.path=value` overrides; PunaError names the key, the value, the mend."""
@@ -51,7 +59,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise PunaError(f"{path} is not valid TOML: {error}") from error
     data.setdefault("name", path.stem)
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     return parse_recipe(data, str(path))
 
 
@@ -75,7 +83,8 @@ def knob_names(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     return names
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one knob of a recipe that is not validated yet, in place."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise PunaError(f"{override!r} is neither a stage nor an override; write key.path=value")

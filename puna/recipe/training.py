@@ -9,8 +9,11 @@ from puna.recipe.layout import Layout
 
 
 class Model(Knobs):
-    """The architecture: a preset of puna/model/llama.py, and what differs from it."""
+    """The architecture: a preset of puna/model/llama.py, and what differs from it; or a model that is there already."""
 
+    start: str | None = None
+    """A directory with a model, in Hugging Face's form or Meta's: pretraining goes on from its weights, with its
+    architecture and its tokenizer; with pretrain.tokens = 0 the model is taken as it is."""
     preset: str = "8b"
     dim: int | None = None
     layers: int | None = None
@@ -22,8 +25,18 @@ class Model(Knobs):
     """Base of the rotary wavelengths; the presets have Llama 3's 500,000."""
 
     @property
+    def name(self) -> str:
+        return self.start or self.preset
+
+    @property
     def overrides(self) -> dict[str, int | float]:
-        return {k: v for k, v in self.model_dump(exclude={"preset"}).items() if v is not None}
+        return {k: v for k, v in self.model_dump(exclude={"start", "preset"}).items() if v is not None}
+
+    @model_validator(mode="after")
+    def start_has_its_sizes(self) -> "Model":
+        if self.start and self.overrides:
+            raise ValueError(f"{', '.join(self.overrides)}: a model that is there already (start) has its own")
+        return self
 
 
 class Stretch(NamedTuple):
@@ -116,8 +129,8 @@ class Training(Knobs):
 class Pretrain(Training):
     """Next-token prediction on the mixed shards (section 3.4)."""
 
-    tokens: int = Field(15_600_000_000_000, ge=1)
-    """Training tokens in all (section 3.2)."""
+    tokens: int = Field(15_600_000_000_000, ge=0)
+    """Training tokens in all (section 3.2); 0 only with model.start, which is then taken as it is."""
     ramp: list[tuple[PositiveInt, PositiveInt, PositiveInt]] = []
     """Smaller batches at the start: [[until token, rows of a step, tokens of a row], ...]; after the last of them come
     `batch_rows` and `seq_len`, the longest row. Section 3.4.1 has rows of 4,096 tokens for 252M tokens, steps of 4M and
@@ -163,6 +176,8 @@ class Pretrain(Training):
     def stretches(self, rows: int) -> list[Stretch]:
         """Those that `ramp` and `tokens` ask for, whatever there is in rows."""
         found, done = [], 0
+        if not self.tokens:
+            return found
         for until, batch_rows, seq_len in (*self.ramp, (self.tokens, self.batch_rows, self.seq_len)):
             steps = max(1, (until - done) // (batch_rows * seq_len))
             found.append(Stretch(steps, batch_rows, seq_len))
@@ -178,7 +193,7 @@ class Pretrain(Training):
             for key, weight in weights.items():
                 if key.partition(":")[0] not in ("source", "language", "topic") or ":" not in key or weight < 0:
                     raise ValueError(f"{name}: {key!r} = {weight:g}; write source:, language: or topic:NAME, 0 or more")
-        ends = [0, *(until for until, _, _ in self.ramp), self.tokens]
+        ends = [0, *(until for until, _, _ in self.ramp), self.tokens or 1]
         if ends != sorted(set(ends)):
             raise ValueError(f"ramp={self.ramp}: its ends must grow and stay below tokens={self.tokens:,}")
         for until, batch_rows, seq_len in self.ramp:

@@ -18,7 +18,6 @@ from puna.corpus.label import Account, Endpoint, label, read_documents, read_lab
 from puna.corpus.tasks import TASKS, find_task
 from puna.errors import PunaError
 from tests.openai_server import Reply, Server, answering, completion
-from tests.serving import serving
 
 DOCUMENTS = [(f"d{i:02d}", f"text {i} " + ("good " if i % 3 else "bad ") * 5) for i in range(30)]
 
