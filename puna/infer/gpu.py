@@ -103,9 +103,8 @@ class Pass:
         self.last = torch.zeros(tiles, queries, dtype=torch.int32, device=device)
         """The position of each query, which is that of the last key it sees."""
         place, last = runner.place, self.last
-        self.before, self.after = (
-            (compiled(part, shape.tokens == 1) if runner.compiled else part) for part in (before, after)
-        )
+        parts: list[Callable[..., Any]] = [before, after]
+        self.before, self.after = ((compiled(part, shape.tokens == 1) if runner.compiled else part) for part in parts)
 
         def sees(row: Tensor, head: Tensor, query: Tensor, slot: Tensor) -> Tensor:
             return place[slot // BLOCK] * BLOCK + slot % BLOCK <= last[row, query]
@@ -256,7 +255,7 @@ def compiled(function: Callable[..., Any], one_row: bool) -> Callable[..., Any]:
     """A function compiled for each shape that it meets; all layers share what is compiled."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     # with this option products with one row become kernels that only stream the weights
-    options = {"coordinate_descent_tuning": True} if one_row else None
+    options: dict[str, Any] | None = {"coordinate_descent_tuning": True} if one_row else None
     return torch.compile(function, dynamic=False, fullgraph=True, options=options)
 
 
