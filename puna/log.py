@@ -1,6 +1,7 @@
 """What a long step tells: progress on the terminal, lines of figures on disk and in TensorBoard."""
 
 import json
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from puna.errors import PunaError
 
 console = Console(stderr=True)
 
@@ -36,17 +39,19 @@ class Log:
 
     A quiet one tells the terminal nothing: several side by side would write over each other.
 
-    figures(step=..., **values) appends a line to FOLDER/STAGE.jsonl and to TensorBoard under FOLDER/tensorboard.
+    figures(step=..., **values) appends a line to FOLDER/STAGE.jsonl and to TensorBoard under FOLDER/tensorboard, and to
+    the project `wandb` of Weights & Biases if there is one.
     These files hold times and speeds: they are no part of the artifact.
     """
 
-    def __init__(self, folder: Path, stage: str, quiet: bool = False) -> None:
-        self.folder, self.stage, self.quiet = folder, stage, quiet
+    def __init__(self, folder: Path, stage: str, quiet: bool = False, wandb: str = "") -> None:
+        self.folder, self.stage, self.quiet, self.wandb = folder, stage, quiet, wandb
         self._board: Any = None
+        self._wandb: Any = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "stage": self.stage, "quiet": self.quiet, "_board": None}
+        return vars(self) | {"_board": None, "_wandb": None}
 
     @property
     def path(self) -> Path:
@@ -94,9 +99,27 @@ class Log:
             self._board = FileWriter(str(self.folder / "tensorboard" / self.stage))
         points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._board.add_summary(Summary(value=points), step)  # one event: an event each took a hundredth of a step
+        if self.wandb:
+            self._wandb = self._wandb or self._start_wandb()
+            self._wandb.log(values, step=step)
+
+    def _start_wandb(self) -> Any:
+        """A run of Weights & Biases for this stage: the same one after a restart."""
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise PunaError('wandb is set, and the package is not there: pip install "puna[wandb]"') from None
+        known = self.folder / f"{self.stage}.wandb"
+        if not known.exists():
+            known.write_text(uuid.uuid4().hex)
+        name = f"{self.folder.resolve().parent.name} {self.stage}"
+        return wandb.init(project=self.wandb, id=known.read_text(), resume="allow", name=name, dir=self.folder)
 
     def close(self) -> None:
-        """Write to TensorBoard what is still held back; a later figure opens it again."""
+        """Write to TensorBoard (and W&B) what is still held back; a later figure opens it again."""
         if self._board:
             self._board.close()
             self._board = None
+        if self._wandb:
+            self._wandb.finish()
+            self._wandb = None

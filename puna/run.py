@@ -254,7 +254,8 @@ class Run:
             with self._timed(stage):
                 folders = {name: self.folder / made for name, made in self.needs(stage).items()}
                 recipe = only(self.recipe, stage.knobs)
-                metrics = load(stage.function)(recipe, folders, out, Log(self.folder / "log", stage.name))
+                log = Log(self.folder / "log", stage.name, wandb=self.recipe.wandb)
+                metrics = load(stage.function)(recipe, folders, out, log)
             carry_licences(folders.values(), out)
             write_manifest(out, {"stage": stage.name, "fingerprint": digest_of(causes), **causes, "metrics": metrics})
         final = self.folder / stage.name

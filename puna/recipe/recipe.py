@@ -25,6 +25,9 @@ class Recipe(Knobs):
     license: str = ""
     """What the card of an exported model says of your own rights: an identifier such as apache-2.0, or the path of a
     text. It is no cause of any stage. Models made from Meta's weights stay under Meta's licence too."""
+    wandb: str = ""
+    """A project of Weights & Biases that gets each step's figures too (`pip install "puna[wandb]"`); no cause of any
+    stage either."""
     corpus: Corpus = Corpus()  # pyright: ignore[reportCallIssue]
     tokenizer: Tokenizer = Tokenizer()  # pyright: ignore[reportCallIssue]
     model: Model = Model()
