@@ -93,8 +93,8 @@ def make_run(run: SweepRun, inputs: dict[str, Path], folder: Path, logs: Path, q
         if (result := read_result(run, folder)) is None:
             launch(_train_and_score, 1, run, inputs, work, Log(logs / "scaling", run.name, quiet))
             result = json.loads((work / "result.json").read_text())
-        for path in work.glob("step-*"):
-            path.unlink()
+        for path in (*work.glob("step-*"), work / "begun"):
+            path.unlink(missing_ok=True)
     return result
 
 

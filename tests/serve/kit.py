@@ -33,6 +33,13 @@ def ids_of(output: str) -> list[int]:
     return BYTES.encode(parts[0]) + [i for part in parts[1:] for i in (BYTES.python_tag_id, *BYTES.encode(part))]
 
 
+def wait_for(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
 class Scripted:
     """An engine that says what it was told to, a token a step, and then ends its turn.
 

@@ -13,16 +13,9 @@ import pytest
 
 from puna.serve import guard
 from puna.serve.guard import Access
-from tests.serve.kit import Scripted, random_engine, serving
+from tests.serve.kit import Scripted, random_engine, serving, wait_for
 
 CHAT = {"model": "m0", "messages": [{"role": "user", "content": "Hi"}]}
-
-
-def wait_for(condition: Any) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def post(live: SimpleNamespace, **more: Any) -> httpx.Response:

@@ -33,7 +33,8 @@ class RandomRows:
 
     def rows(self, numbers: Sequence[int]) -> Batch:
         index = torch.tensor(list(numbers))
-        return Batch(self.tokens[index], self.labels[index], self.documents[index], sources=self.numbers[index])
+        sources = self.numbers[index % len(self.numbers)]
+        return Batch(self.tokens[index], self.labels[index], self.documents[index], sources=sources)
 
 
 @pytest.fixture
