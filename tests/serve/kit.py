@@ -1,6 +1,7 @@
 """Live servers over a small random Llama, or over an engine whose outputs a test writes."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
