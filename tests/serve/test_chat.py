@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.serve.kit import BYTES, TAG, Scripted, serving
+from tests.serve.kit import BYTES, TAG, Scripted, serving, wait_for
 
 WEATHER = {
     "type": "function",
@@ -127,7 +127,7 @@ def test_one_call_at_a_time(live: SimpleNamespace, engine: Scripted):
     assert calls_in(choice["message"]) == [call("get_weather", city="Łódź")]
     assert choice["finish_reason"] == "tool_calls"
     assert calls_in(put_together(chunks(live, **body))) == [call("get_weather", city="Łódź")]
-    assert not engine.running
+    wait_for(lambda: not engine.running)
 
 
 def test_arguments_stream(live: SimpleNamespace, engine: Scripted):
