@@ -5,12 +5,11 @@ that cannot be read), keeps every answer in a file, so that a run which was stop
 tokens. What differs from question to question is given by the caller: the messages, and what reads the reply.
 """
 
-import hashlib
 import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import httpx
 import xxhash
 
+from puna.artifact import digest_of
 from puna.errors import PunaError
 from puna.recipe.endpoint import Endpoint as Knobs
 
@@ -148,7 +148,7 @@ class Answers:
 
     @staticmethod
     def key(request: dict[str, Any]) -> str:
-        return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        return digest_of(request)
 
     def get(self, request: dict[str, Any]) -> Answer | None:
         return self._found.get(self.key(request))
@@ -326,12 +326,15 @@ def ask_in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file that is appended to, from which a last line that was cut off is removed."""
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file that is appended to; after them a last line that was cut off is removed from it."""
     if not path.exists():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-        os.truncate(path, sum(map(len, lines)))
-    return lines
+        return
+    end = 0
+    with path.open("rb") as handle:
+        for line in handle:
+            if not line.endswith(b"\n"):
+                break
+            end += len(line)
+            yield line
+    os.truncate(path, end)

@@ -13,8 +13,6 @@ all it depends on: the files, the knobs that the pass may read, and the passes b
 where it was, and with `corpus.work` a changed knob redoes only the passes that read it.
 """
 
-import hashlib
-import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from puna.artifact import digest_of
 from puna.corpus import (
     decontaminate,
     dedup,
@@ -213,7 +212,7 @@ def _knobs(knobs: Corpus, names: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _digest(causes: Any) -> str:
-    return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of(causes)[:16]
 
 
 def report_contamination(index: Path, shards: Sequence[Path], knobs: Corpus) -> dict[str, Any]:

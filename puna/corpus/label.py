@@ -9,7 +9,6 @@ The output is JSONL in the order of the documents, one line for each answer: `id
 
 import heapq
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import xxhash
 
 from puna.corpus.records import read_records
 from puna.corpus.tasks import Task
-from puna.endpoint import Answer, Asker, Endpoint, GiveUpError, HttpModel, ask_in_order
+from puna.endpoint import Answer, Asker, Endpoint, GiveUpError, HttpModel, ask_in_order, whole_lines
 from puna.errors import PunaError
 from puna.log import Log
 
@@ -91,22 +90,12 @@ def _owed(
 
 def finish_lines(path: Path) -> set[str]:
     """The ids in a file of labels, from which a last line that was cut off is removed."""
-    if not path.exists():
-        return set()
     done: set[str] = set()
-    end = 0
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, 1):
-            if not line.endswith(b"\n"):
-                break
-            end += len(line)
-            try:
-                done.add(json.loads(line)["id"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise PunaError(
-                    f"{path}, line {number}: no label ({error}); name another file, or mend this"
-                ) from error
-    os.truncate(path, end)
+    for number, line in enumerate(whole_lines(path), 1):
+        try:
+            done.add(json.loads(line)["id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise PunaError(f"{path}, line {number}: no label ({error}); name another file, or mend this") from error
     return done
 
 

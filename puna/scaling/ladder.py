@@ -5,8 +5,6 @@ recipe gives. Two smaller sweeps judge data by the same means: models of one siz
 (section 3.1.2), and half-trained models whose learning rate goes to 0 on a part of the corpus (section 3.1.3).
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from puna.artifact import digest_of
 from puna.errors import PunaError
 from puna.model.llama import LlamaConfig, count_parameters, flops_per_token
 from puna.recipe import Recipe, Scaling, Training
@@ -61,8 +60,7 @@ class SweepRun:
     def name(self) -> str:
         """Its folder: budget and parameters, for a person, and the digest of everything, for a second run."""
         causes = asdict(self) | {"options": self.options.model_dump(exclude=set(OPERATIONAL))}
-        digest = hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()
-        return f"{self.budget:.3g}-{self.params}-{digest[:10]}".replace("+", "")
+        return f"{self.budget:.3g}-{self.params}-{digest_of(causes)[:10]}".replace("+", "")
 
     def describe(self) -> dict[str, Any]:
         """A row of points.csv, without the result."""

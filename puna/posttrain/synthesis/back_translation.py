@@ -7,13 +7,12 @@ model compares the two and both of its grades have to be 1.
 
 import ast
 from collections.abc import Sequence
-from contextlib import closing
 
 import xxhash
 
-from puna.endpoint import Asker, GiveUpError, Messages, ask_in_order
+from puna.endpoint import Asker, Messages
 from puna.posttrain.synthesis.checks import run
-from puna.posttrain.synthesis.found import Drop, DropError, Line
+from puna.posttrain.synthesis.found import Drop, DropError, Line, make_each
 from puna.posttrain.synthesis.replies import FENCE, grades, material, said
 from puna.posttrain.synthesis.snippets import Snippet
 from puna.text.message import Message
@@ -44,23 +43,7 @@ SHORTEST, LONGEST = 60, 8000
 
 def dialogues(snippets: Sequence[Snippet], asker: Asker) -> tuple[list[Line], list[Drop]]:
     """A chat for each snippet whose words were found faithful."""
-    lines, drops = [], []
-
-    def work(snippet: Snippet) -> Line | Drop:
-        try:
-            return translate(snippet, asker)
-        except DropError as drop:
-            return Drop(SOURCE, snippet.name, drop.reason, drop.detail)
-
-    with closing(ask_in_order(snippets, work, asker.endpoint.concurrency, asker.stop)) as results:
-        for snippet, result in results:
-            if isinstance(result, GiveUpError):
-                drops.append(Drop(SOURCE, snippet.name, "model", str(result)))
-            elif isinstance(result, Drop):
-                drops.append(result)
-            else:
-                lines.append(result)
-    return lines, drops
+    return make_each(snippets, lambda snippet: translate(snippet, asker), SOURCE, asker)
 
 
 def translate(snippet: Snippet, asker: Asker) -> Line:

@@ -7,11 +7,10 @@ one is learnt.
 """
 
 from collections.abc import Sequence
-from contextlib import closing
 
-from puna.endpoint import Asker, GiveUpError, Messages, ask_in_order
+from puna.endpoint import Asker, Messages
 from puna.posttrain.synthesis.checks import failing, is_vacuous, static_problem
-from puna.posttrain.synthesis.found import Drop, DropError, Line
+from puna.posttrain.synthesis.found import Drop, DropError, Line, make_each
 from puna.posttrain.synthesis.replies import code_blocks, material, one_program, said
 from puna.posttrain.synthesis.snippets import Snippet
 from puna.text.message import Message
@@ -50,23 +49,7 @@ OUTPUT = 2000
 
 def dialogues(snippets: Sequence[Snippet], asker: Asker, repairs: int) -> tuple[list[Line], list[Drop]]:
     """One dialogue for each snippet whose problem was solved after at most so many `repairs`."""
-    lines, drops = [], []
-
-    def work(snippet: Snippet) -> Line | Drop:
-        try:
-            return solve(snippet, asker, repairs)
-        except DropError as drop:
-            return Drop(SOURCE, snippet.name, drop.reason, drop.detail)
-
-    with closing(ask_in_order(snippets, work, asker.endpoint.concurrency, asker.stop)) as results:
-        for snippet, result in results:
-            if isinstance(result, GiveUpError):
-                drops.append(Drop(SOURCE, snippet.name, "model", str(result)))
-            elif isinstance(result, Drop):
-                drops.append(result)
-            else:
-                lines.append(result)
-    return lines, drops
+    return make_each(snippets, lambda snippet: solve(snippet, asker, repairs), SOURCE, asker)
 
 
 def solve(snippet: Snippet, asker: Asker, repairs: int) -> Line:

@@ -6,14 +6,13 @@ only short make a model worse at long texts, the paper finds, and 0.1% of long o
 """
 
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import xxhash
 
-from puna.endpoint import Asker, GiveUpError, Messages, ask_in_order
-from puna.posttrain.synthesis.found import Drop, Line
+from puna.endpoint import Asker, Messages
+from puna.posttrain.synthesis.found import Drop, DropError, Line, make_each
 from puna.posttrain.synthesis.replies import material, pairs, said
 from puna.posttrain.synthesis.repository import Missing, find_missing
 from puna.text.chat import Chat, Message, render
@@ -79,25 +78,18 @@ def contexts(
 
 def dialogues(found: Sequence[Context], tokenizer: Tokenizer, asker: Asker, seed: int) -> tuple[list[Line], list[Drop]]:
     """A chat on each document, with as many of the questions as there is room for."""
-    lines, drops = [], []
 
-    def work(context: Context) -> list[Message]:
+    def make(context: Context) -> Line:
         made = _summary(context, asker) if context.kind == "summary" else _questions(context, asker, seed)
         turns = [Message(role, text) for pair in made for role, text in zip(("user", "assistant"), pair)]
         turns[0] = Message("user", f"{context.text}\n\n{turns[0].content}")
         while len(turns) > 2 and _size(turns, tokenizer) > context.length:
             turns = turns[:-2]
-        return turns
+        if (size := _size(turns, tokenizer)) > context.length:
+            raise DropError("long", f"{size:,} tokens for a length of {context.length:,}")
+        return _line(context.kind, context.length, context.name, turns)
 
-    with closing(ask_in_order(found, work, asker.endpoint.concurrency, asker.stop)) as results:
-        for context, result in results:
-            if isinstance(result, GiveUpError):
-                drops.append(Drop(SOURCE, context.name, "model", str(result)))
-            elif (size := _size(result, tokenizer)) > context.length:
-                drops.append(Drop(SOURCE, context.name, "long", f"{size:,} tokens for a length of {context.length:,}"))
-            else:
-                lines.append(_line(context.kind, context.length, context.name, result))
-    return lines, drops
+    return make_each(found, make, SOURCE, asker)
 
 
 def repositories(
