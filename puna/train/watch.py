@@ -75,7 +75,7 @@ class Watch:
 
     def __enter__(self) -> Self:
         if self.world.store is not None:
-            self.at(*(0, PHASES[0]))
+            self.at(0, PHASES[0])
             self._thread.start()
         return self
 
