@@ -50,6 +50,10 @@ class Log:
         self._wandb: Any = None
         folder.mkdir(parents=True, exist_ok=True)
 
+    def part(self, name: str, folder: Path | None = None) -> "Log":
+        """The log of a part of this stage, in this folder or its own, that tells as much and to the same places."""
+        return Log(folder or self.folder, name, self.quiet, self.wandb)
+
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_board": None, "_wandb": None}
 

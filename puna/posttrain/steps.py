@@ -39,9 +39,7 @@ class Steps:
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir(parents=True)
             work_folder(out).mkdir(exist_ok=True)
-            metrics = function(
-                out, Log(self.log.folder / self.log.stage, name.replace("/", "-"), self.log.quiet, self.log.wandb)
-            )
+            metrics = function(out, self.log.part(name.replace("/", "-"), self.log.folder / self.log.stage))
             write_manifest(out, {"step": name, "metrics": metrics})
         final.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(final, ignore_errors=True)  # a damaged one

@@ -164,7 +164,7 @@ def _extend(world: World, recipe: Recipe, inputs: dict[str, Path], out: Path, lo
         if options and not trained.exists():
             model.load_state_dict(newest)
             seed = int(rng(recipe.seed, "extend", name).integers(2**31))
-            own, place = Log(log.folder, f"extend-{name}", log.quiet, log.wandb), folder / "training"
+            own, place = log.part(f"extend-{name}"), folder / "training"
             train_on(inputs["shards"], model, tokenizer, options, seed, world, place, own, f"extending, {name}")
             if world.rank == 0:
                 save_file({name: weight.cpu() for name, weight in model.state_dict().items()}, folder / "aside")
