@@ -45,7 +45,7 @@ HINTS, OPENINGS = 160, 128
 WIDTH, DEPTH, BATCH, MAX_BLOCKS = 32, 5, 12, 1500
 DROPPED_BITS, DROPPED_OPENINGS = 0.3, 0.15
 """Shares of a page's bits left out while fitting; of pages that lose all openings, as if in another language."""
-ARTICLE_WEIGHT = 3.0
+ARTICLE_WEIGHT = 8.0
 """Of a page of the article benchmark, of which there are few."""
 
 

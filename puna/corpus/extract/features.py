@@ -9,6 +9,7 @@ from puna.corpus.extract.blocks import Block
 
 OPENING = 60
 """Characters of a block whose words count: "Posted by", "Related:", "Add to cart"."""
+HEADINGS = frozenset(("h2", "h3", "h4", "h5", "h6"))
 LEVELS = 4
 """Enclosing elements looked at; those that hold no more blocks than the one inside do not count."""
 
@@ -45,7 +46,8 @@ def numbers(blocks: list[Block], rows: np.ndarray, containers: np.ndarray, level
         np.full_like(order, links.sum() / total),
     ]
     around = surroundings(containers, levels[[block.container for block in blocks]], length, links)
-    return np.concatenate([np.stack(own, 1), table[:, 8:], around], 1).clip(-4, 16)
+    kin = likeness(blocks, containers, length, links)
+    return np.concatenate([np.stack(own, 1), table[:, 8:], around, kin], 1).clip(-4, 16)
 
 
 def measure(blocks: list[Block], title: str, vocabulary: Mapping[str, int]) -> tuple[np.ndarray, list[bytes]]:
@@ -124,3 +126,33 @@ def surroundings(containers: np.ndarray, levels: np.ndarray, length: np.ndarray,
         1,
     )
     return table[levels].reshape(len(levels), -1).astype(np.float32)
+
+
+def likeness(blocks: list[Block], containers: np.ndarray, length: np.ndarray, links: np.ndarray) -> np.ndarray:
+    """How much of the page is written like a block: of the blocks with the same innermost tags, with the same enclosing
+    tags and depth, and beside it in the same element, their share of the text, number, mean length and share of links.
+    Then where it stands to the h1, to the element with the most text of its own, and to the last heading;
+    [blocks, 19] float32."""
+    order = np.arange(len(blocks))
+    parents = np.maximum(containers[[block.container for block in blocks], 0], 0)
+    columns: list[np.ndarray] = []
+    texts = ids = np.zeros(0)
+    for keys in (
+        [(block.tag, block.near) for block in blocks],
+        [(block.tag, block.hints, block.depth) for block in blocks],
+        parents.tolist(),
+    ):
+        known: dict = {}
+        ids = np.array([known.setdefault(key, len(known)) for key in keys])
+        texts, linked, count = np.bincount(ids, length), np.bincount(ids, links), np.bincount(ids)
+        table = [texts / length.sum(), np.log1p(count), np.log1p(texts / count), linked / texts]
+        columns += list(np.stack(table)[:, ids])
+    tags = [block.tag for block in blocks]
+    first = np.array([tag == "h1" for tag in tags])
+    since = order - np.maximum.accumulate(np.where(first, order, 0))
+    below = np.cumsum(first) > 0
+    most = np.flatnonzero(ids == np.argmax(texts))
+    heading = np.maximum.accumulate(np.where([tag in HEADINGS for tag in tags], order, -1))
+    columns += [below, np.log1p(np.where(below, since, 0)), first]
+    columns += [ids == np.argmax(texts), np.sign(order - most[0]), np.sign(order - most[-1]), np.log1p(order - heading)]
+    return np.stack(columns, 1).astype(np.float32)
