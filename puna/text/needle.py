@@ -38,8 +38,6 @@ class Haystack:
     """[questions] int64: the needle that each question is for, as the depths are counted"""
     depths: np.ndarray
     """[needles] float: where each needle lies in the text, from 0 (first) to 1 (last)"""
-    hidden: np.ndarray
-    """[length] bool: keys and values where nothing foretells them"""
 
 
 class NeedleMaker:
@@ -98,11 +96,8 @@ class NeedleMaker:
         pairs = np.stack([keys[asked], values[asked]], axis=1).flatten()
         tokens = np.concatenate([*parts, text[at:], self.lead, pairs]).astype(np.int64)
 
-        told = 1 + places[order] + np.arange(count) * size + len(self.lead)
         answers = np.arange(length - questions, length, 2) + 1
-        hidden = np.zeros(length, bool)
-        hidden[np.concatenate([told, told + 1, answers - 1])] = True
-        return Haystack(tokens, answers, asked, np.asarray(depths, float), hidden)
+        return Haystack(tokens, answers, asked, np.asarray(depths, float))
 
     def _pairs(self, text: np.ndarray, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """So many keys that are not in the text, and their values."""
