@@ -18,8 +18,8 @@ class Haystacks:
 
     Which rows and where their needles lie depends on the seed and the row's number, so the row number stays the whole
     state of the loader. A row gets any number of needles from one to the most that leave, with the questions, a quarter
-    of it to text: of long rows a model sees but a few. Only the answers are learnt: in a row of 12,288 tokens they are a
-    fiftieth, and beside the loss of all its text they taught a tiny model little.
+    of it to text: of long rows a model sees but a few. Only the answers are learnt: of a row of 12,288 tokens they are
+    a fiftieth, and beside the loss of all its text they taught a tiny model little.
     """
 
     def __init__(self, batches: Batches, needles: NeedleMaker, share: float, seed: int) -> None:

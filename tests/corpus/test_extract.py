@@ -69,7 +69,8 @@ def test_mathematics_is_kept_once() -> None:
 def test_no_marks_are_added() -> None:
     one, two, three, four = (prose(i) for i in range(4))
     head = "<h2>Head<a class='headerlink'>¶</a></h2>"
-    text = extract(f"<main><h1>Rivers</h1><p>{one}</p>{head}<ul><li>{two}<li>{three}</ul><ol><li>{four}</ol></main>").text
+    lists = f"<ul><li>{two}<li>{three}</ul><ol><li>{four}</ol>"
+    text = extract(f"<main><h1>Rivers</h1><p>{one}</p>{head}{lists}</main>").text
     lines = [line.strip() for line in text.splitlines() if line.strip() not in ("", "Rivers")]
     assert lines == [one, "Head", two, three, four]
 
