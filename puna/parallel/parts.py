@@ -24,7 +24,7 @@ from puna.parallel.pipeline import Part, Pipeline, micro_batches_of
 from puna.parallel.place import local, where
 from puna.parallel.recompute import apply_recompute
 from puna.parallel.shard import apply_fsdp
-from puna.parallel.tensor import apply_tensor_parallel, whole_sequence
+from puna.parallel.tensor import apply_tensor_parallel, overlap_tensor_parallel, whole_sequence
 from puna.recipe import Training
 from puna.train.batches import Batch
 from puna.train.checkpoint import Checkpoints, found
@@ -44,12 +44,17 @@ class Parts:
         check(self.layout, model.config, options.seq_len)
         if self.layout.cp > 1 and getattr(loss, "whole_rows", True):
             raise PunaError(f"layout.cp = {self.layout.cp}: {type(loss).__name__} needs whole rows; set cp = 1")
+        if self.layout.async_tp and (world.device.type != "cuda" or not compiled):
+            what = "compiled layers" if compiled else "layers that are not compiled"
+            raise PunaError(f"layout.async_tp is for compiled layers on GPUs, not {what} on {world.device.type}")
         if not dist.is_initialized():
             dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
         self.model, self.loss, self.world, self.micro_rows = model, loss, world, options.micro_rows
         self.dtype, self.float8 = training_dtype(options, world.device), options.float8
         kind = world.device.type  # "meta": to see whether a layout fits, without its memory
         self.mesh = make_mesh(self.layout, "cpu" if kind == "meta" else kind)
+        if self.layout.async_tp:
+            overlap_tensor_parallel(self.mesh["tp"])
         self.own: float | None = None  # processes wait for each other within layers
         self.share = (self.mesh.get_local_rank("dp"), self.mesh["dp"].size())
         view = BlockView if kind == "cuda" else View

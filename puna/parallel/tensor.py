@@ -4,6 +4,8 @@ A column-parallel matrix holds a part of its outputs, a row-parallel one a part 
 no communication between them. Outside the pairs a rank holds a part of the sequence: norms and residuals are cut too.
 """
 
+import warnings
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -52,6 +54,17 @@ def table() -> dict[str, ParallelStyle]:
 def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
     """Cut a model, or the part of it that a pipeline stage holds, over the `tp` axis, in place."""
     parallelize_module(model, mesh, {name: style for name, style in table().items() if _is_there(model, name)})
+
+
+def overlap_tensor_parallel(mesh: DeviceMesh) -> None:
+    """Have the compiler cut the products beside a gathering or scattering over the `tp` axis into pieces (async TP)."""
+    import torch._inductor.config as inductor
+    from torch.distributed._symmetric_memory import enable_symm_mem_for_group
+
+    inductor._micro_pipeline_tp = True
+    with warnings.catch_warnings():  # said not to be needed, but what the compiler looks at (torch 2.13)
+        warnings.simplefilter("ignore", FutureWarning)
+        enable_symm_mem_for_group(mesh.get_group().group_name)
 
 
 def _is_there(model: nn.Module, name: str) -> bool:

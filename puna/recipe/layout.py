@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from puna.errors import PunaError
 from puna.recipe.knobs import Knobs
@@ -29,6 +29,15 @@ class Layout(Knobs):
     """Parts of the model that each process of a pipeline holds; more than 1 needs another schedule than 1f1b."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again to save memory: nothing, attention, or whole layers."""
+    async_tp: bool = False
+    """Let the products of tensor parallelism begin on the pieces that have come, instead of waiting for the gathering
+    of all: torch's, for compiled layers on GPUs that reach one another's memory."""
+
+    @model_validator(mode="after")
+    def async_tp_needs_tp(self) -> "Layout":
+        if self.async_tp and self.tp == 1:
+            raise ValueError("async_tp = true with tp = 1: there is nothing to wait for; leave it out")
+        return self
 
     @property
     def model_size(self) -> int:

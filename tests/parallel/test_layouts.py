@@ -8,15 +8,18 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
+from pydantic import ValidationError
 from torch.distributed.tensor import DTensor
 
 from puna.errors import PunaError
 from puna.model.llama import Llama, LlamaConfig, document_mask, document_positions
 from puna.parallel.context import View, chunk_places
-from puna.parallel.mesh import check
+from puna.parallel.mesh import check, make_mesh
 from puna.parallel.parts import Parts
 from puna.parallel.pipeline import split, stages_of
-from puna.recipe import Training
+from puna.parallel.tensor import overlap_tensor_parallel
+from puna.recipe import Pretrain, Training
 from puna.recipe.layout import Layout
 from puna.train.batches import IGNORE, Batch
 from puna.train.launch import World, launch
@@ -169,6 +172,29 @@ def test_a_layout_that_cannot_be_names_the_axis() -> None:
     ):
         with pytest.raises(PunaError, match=message):
             check(layout, CONFIG, 64)
+
+
+def test_async_tp_is_refused_where_it_can_do_nothing() -> None:
+    with pytest.raises(ValidationError, match="tp = 1: there is nothing to wait for"):
+        Layout(async_tp=True)
+    options = Pretrain.model_validate({"layout": {"tp": 2, "async_tp": True}, "seq_len": SEQ_LEN})
+    with pytest.raises(PunaError, match="compiled layers on GPUs, not layers that are not compiled on cpu"):
+        Parts(make_model(), NextToken(), options, World(0, 2), compiled=False)
+
+
+def test_async_tp_is_asked_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+    from torch.distributed._symmetric_memory import is_symm_mem_enabled_for_group
+
+    monkeypatch.setattr(config, "_micro_pipeline_tp", False)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = make_mesh(Layout(), "cpu")["tp"]
+        overlap_tensor_parallel(mesh)
+        assert config._micro_pipeline_tp
+        assert is_symm_mem_enabled_for_group(mesh.get_group().group_name)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_the_axes_must_make_the_number_of_processes() -> None:
