@@ -17,6 +17,7 @@ from puna.model.llama import PRESETS, Llama
 from puna.parallel.checkpoint import load_parts
 from puna.recipe import Training
 from puna.recipe.layout import Layout
+from puna.train.average import WeightAverage
 from puna.train.batches import Batch
 from puna.train.checkpoint import found, weights_of
 from puna.train.launch import World, launch
@@ -56,12 +57,22 @@ LAYOUTS = {
     "fsdp": Layout(shard=4),
     "hybrid recompute": Layout(shard=2, recompute="full"),
 }
+MEANS = {"mean pp tp": Layout(pp=2, tp=2), "mean fsdp": Layout(shard=4)}
 CURVES = {"long tp dp": Layout(tp=2), "long pp cp": Layout(pp=2, cp=2)}
 PLAIN = Layout()
 
 
-def run(world: World, folder: Path, layout: Layout, pairs: bool = False, steps: int = STEPS, **changed: Any) -> None:
-    """Steps of four rows, into folder/log and folder/work; the last weights into folder/weights.pt."""
+def run(
+    world: World,
+    folder: Path,
+    layout: Layout,
+    pairs: bool = False,
+    steps: int = STEPS,
+    mean: bool = False,
+    **changed: Any,
+) -> None:
+    """Steps of four rows, into folder/log and folder/work; the last weights, or the mean of all, into
+    folder/weights.pt."""
     warnings.simplefilter("ignore")  # torch's, about itself
     knobs: dict[str, Any] = {"seq_len": 16, "batch_rows": 4, "peak_lr": 1e-2, "warmup_steps": 2, "epsilon": 1e-4}
     knobs |= {"precision": "fp32", "compile": "off", "keep_every": 2, "keep_checkpoints": 1, "layout": layout}
@@ -69,7 +80,8 @@ def run(world: World, folder: Path, layout: Layout, pairs: bool = False, steps: 
     model = Llama(CONFIG).init_weights(torch.Generator().manual_seed(1))
     loss = Preference(0.1, 0.2) if pairs else NextToken(sources=["even", "odd"])
     log = Log(folder / "log", "test", quiet=True)
-    train(model, RandomRows(4 * steps, pairs), loss, options, world, folder / "work", log, "test")
+    average = WeightAverage(folder / "average", world.rank, steps, steps, steps) if mean else None
+    train(model, RandomRows(4 * steps, pairs), loss, options, world, folder / "work", log, "test", average)
     if world.rank == 0:
         torch.save({name: weight.clone() for name, weight in model.state_dict().items()}, folder / "weights.pt")
 
@@ -91,6 +103,8 @@ def run_all(world: World, folder: Path) -> None:
         run(world, again, LAYOUTS[name])
     for name, layout in CURVES.items():
         run(world, folder / name, layout, steps=20)
+    for name, layout in MEANS.items():
+        run(world, folder / name, layout, mean=True)
     run(world, folder / "dpo", Layout(tp=2, pp=2), pairs=True)
     run(world, folder / "uneven", Layout(tp=2), batch_rows=3)  # three micro-batches for two replicas
     with pytest.raises(PunaError, match=r"layout\.cp = 2: Preference needs whole rows; set cp = 1"):
@@ -102,6 +116,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     run(World(), folder / "plain", PLAIN)
     run(World(), folder / "long", PLAIN, steps=20)
+    run(World(), folder / "mean", PLAIN, mean=True)
     launch(run_all, 4, folder)
     return folder
 
@@ -131,6 +146,12 @@ def test_a_layout_trains_the_same_model_as_one_process(trained: Path, name: str)
     for line, plain in zip(losses(trained / name), losses(trained / "plain"), strict=True):
         assert line == pytest.approx(plain, rel=1e-5)
     assert distance(weights(trained / name), weights(trained / "plain")) < 1e-5
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_a_layout_averages_the_same_weights_as_one_process(trained: Path, name: str) -> None:
+    assert distance(weights(trained / name), weights(trained / "mean")) < 1e-5
+    assert distance(weights(trained / name), weights(trained / "plain")) > 1e-4
 
 
 @pytest.mark.parametrize("name", CURVES)
