@@ -234,11 +234,10 @@ class Rounds:
         marks = {name: self.test(name, step) for name, step in {"start": start, "end": kept.step}.items()}
         if self.knobs.controls:
             self.steps.make("control/sft", self.train_control)
-            self.steps.make("control/off", self.train_off)
-            marks |= {
-                "control": self.test("control", "control/sft"),
-                "off": self.test("off", "control/off", tool=False),
-            }
+            marks["control"] = self.test("control", "control/sft")
+            for name in ("on", "off"):
+                self.steps.make(f"control/{name}", partial(self.train_told, name))
+                marks[name] = self.test(name, f"control/{name}", tool=name == "on")
         metrics: dict[str, Any] = {}
         for name, (sampled, greedy) in marks.items():
             metrics[f"rounds.first.{name}"] = proportion(sampled["first"])
@@ -290,12 +289,12 @@ class Rounds:
         )
         return self.fit_tokens([self.chats[0]], tokens, out, log)
 
-    def train_off(self, out: Path, log: Log) -> dict[str, Any]:
-        """SFT on the same problems answered without a tool, with as many tokens as the SFT of a model had that came
-        through all rounds."""
+    def train_told(self, name: str, out: Path, log: Log) -> dict[str, Any]:
+        """SFT on the solutions of all problems, with the tool `on` or answered without it, with as many tokens as the
+        SFT of a model had that came through all rounds."""
         entries = self.ledger if self.knobs.sft_from == "best" else self.ledger[-1:]
         tokens = sum(entry["sft"]["candidates"][0]["trained"]["sft.tokens"]["value"] for entry in entries)
-        return self.fit_tokens([self.data / "call_off.jsonl"], tokens, out, log)
+        return self.fit_tokens([self.data / f"call_{name}.jsonl"], tokens, out, log)
 
     def fit_tokens(self, chats: list[Path], tokens: int, out: Path, log: Log) -> dict[str, Any]:
         knobs = self.recipe.sft

@@ -130,7 +130,8 @@ def call_files(knobs: Synthesize, seed: int) -> dict[str, list[dict[str, Any]]]:
     }
     every = made["call_sft"] + made["call_prompts"]
     chats = len(every) // knobs.max_turns
-    made["call_off"] = tool_problems.dialogues(every, chats, knobs.max_turns, seed, tool=False)
+    for name, tool in (("call_on", True), ("call_off", False)):
+        made[name] = tool_problems.dialogues(every, chats, knobs.max_turns, seed, tool)
     made["call_sft"] = tool_problems.dialogues(made["call_sft"], knobs.call_chats, knobs.max_turns, seed)
     return made
 

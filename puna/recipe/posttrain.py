@@ -95,8 +95,8 @@ class Posttrain(Knobs):
     has an order of the data of its own."""
 
     controls: bool = False
-    """Train, too, what the rounds are compared with: SFT on the first chats alone at equal compute, and SFT without
-    the tool at equal tokens."""
+    """Train, too, what the rounds are compared with: SFT on the first chats alone at equal compute; and SFT
+    on the solutions of all problems, with the tool and without it, at equal tokens."""
 
     @model_validator(mode="after")
     def multiples_are_positive(self) -> "Posttrain":

@@ -7,6 +7,7 @@ from puna.report.figures import Dot, Row, dot_chart
 from puna.run import Run
 
 MODELS = {"start": "before the rounds", "end": "after them", "control": "SFT alone, equal compute"}
+TOLD = {"on": "told every call, equal SFT tokens", "off": "told every answer, no tool, equal SFT tokens"}
 TASKS = {"single": "Single calls", "nested": "Nested calls", "parallel": "Parallel calls", "none": "No call needed"}
 
 
@@ -22,11 +23,11 @@ def rounds(run: Run) -> dict[str, Any] | None:
         dot = Dot(score["value"], f"{100 * score['value']:.1f}%", "series1", score["low"], score["high"])
         rows.append(Row(f"round {entry['round']}" if entry["round"] else "before", [dot]))
     title = "Right first messages of the best model so far"
-    models = [name for name in (*MODELS, "off") if f"rounds.solved.{name}" in metrics]
+    models = [name for name in MODELS | TOLD if f"rounds.solved.{name}" in metrics]
     return {
         "figure": dot_chart(title, rows, "share right at temperature 1, validation problems", 0.0, 1.0),
         "ledger": ledger,
-        "models": [(MODELS | {"off": "without the tool, equal tokens"})[name] for name in models],
+        "models": [(MODELS | TOLD)[name] for name in models],
         "first": [metrics[f"rounds.first.{name}"] for name in models],
         "tasks": [
             (title, [metrics[key] for name in models if (key := f"rounds.solved.{kind}.{name}") in metrics])

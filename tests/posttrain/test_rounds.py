@@ -42,7 +42,7 @@ def world(monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path) -
     made = {name: problems(group, KINDS, count, 20, 0, name) for name, group, count in
             (("sft", "train", 12), ("prompts", "train", 8), ("validation", "validation", 8),
              ("held_out", "held_out", 8))}  # fmt: skip
-    lines: dict[str, list[Any]] = made | {"off": dialogues(made["sft"], 6, 1, 0, tool=False)}
+    lines: dict[str, list[Any]] = made | {name: dialogues(made["sft"], 6, 1, 0, tool=False) for name in ("on", "off")}
     lines["sft"] = dialogues(made["sft"], 8, 1, 0, tool=False)
     for name, values in lines.items():
         (folder / f"call_{name}.jsonl").write_text("".join(json.dumps(value) + "\n" for value in values))
@@ -90,7 +90,9 @@ def test_the_ledger_says_what_was_trained_measured_and_kept(
     best = tmp_path / "work" / "steps" / ledger[-1]["best"]["step"]
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
     assert metrics["rounds.first.round_2"] == ledger[2]["best"]["score"]
-    assert metrics["rounds.first.end"]["n"] == metrics["rounds.solved.off"]["n"] == 8
+    assert (
+        metrics["rounds.first.end"]["n"] == metrics["rounds.solved.on"]["n"] == metrics["rounds.solved.off"]["n"] == 8
+    )
     assert {"rounds.first.over_start", "rounds.first.over_control", "rounds.irrelevance.end"} <= metrics.keys()
     chats = (tmp_path / "work/steps/round-1/chosen/chats.jsonl").read_text().splitlines()
     assert len(chats) == ledger[1]["chosen"]["chats"]["value"] > 0

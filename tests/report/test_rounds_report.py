@@ -40,7 +40,7 @@ def make_run(folder: Path) -> Run:
         )
     (out / "ledger.json").write_text(json.dumps(ledger))
     metrics = {"reward.accuracy": share(0.822), "reward.best_of": share(0.77), "reward.random_pick": share(0.66)}
-    for name, value in (("start", 0.4), ("end", 0.7), ("control", 0.5), ("off", 0.03)):
+    for name, value in (("start", 0.4), ("end", 0.7), ("control", 0.5), ("on", 0.98), ("off", 0.03)):
         metrics |= {f"rounds.{key}.{name}": share(value) for key in ("first", "solved", "irrelevance")}
         metrics |= {f"rounds.solved.{kind}.{name}": share(value) for kind in ("single", "nested", "parallel", "none")}
     metrics |= {f"rounds.first.over_{name}": share(value) for name, value in (("start", 0.3), ("control", 0.2))}
@@ -59,6 +59,8 @@ def test_the_page_tells_the_rounds(tmp_path: Path):
     assert "700 by reward" in page
     assert "82.2%" in page
     assert "<code>round-2/sft-1</code>" in page
+    assert "told every call, equal SFT tokens" in page
+    assert "98.0%" in page
 
 
 def test_a_run_without_rounds_has_no_section(tmp_path: Path):
