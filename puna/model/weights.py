@@ -38,7 +38,7 @@ class Piece(NamedTuple):
 def read_config(directory: str | Path) -> LlamaConfig:
     """The LlamaConfig in a Hugging Face directory's config.json, in the form of transformers 4 or 5."""
     path = Path(directory) / "config.json"
-    return _config_from_hf(read_json(path), path)
+    return config_from_hf(read_json(path), path)
 
 
 def load_hf(
@@ -121,7 +121,7 @@ def save_hf(
 
     tokens = {"bos_token_id": bos_id, "eos_token_id": list(eos_ids), "pad_token_id": pad_id}
     write_json(directory / "generation_config.json", tokens)
-    content = _config_to_hf(config, dtype or state["embed_tokens.weight"].dtype) | tokens
+    content = config_to_hf(config, dtype or state["embed_tokens.weight"].dtype) | tokens
     if quantized:
         content["quantization_config"] = fp8.description([_hf_name(name) for name in linears if name not in quantized])
     write_json(directory / "config.json", content)
@@ -176,8 +176,8 @@ def _opened(file: Path) -> Iterator[Any]:
         raise PunaError(f"{file}: truncated or not a safetensors file ({error}); copy it again") from error
 
 
-def _config_to_hf(config: LlamaConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """In the form of the published Llama 3.1 files, which transformers 4 and 5 both read."""
+def config_to_hf(config: LlamaConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """A config.json in the form of the published Llama 3.1 files, which transformers 4 and 5 both read."""
     scaling = config.rope_scaling
     rope_scaling = scaling and {
         "rope_type": "llama3",
@@ -208,8 +208,8 @@ def _config_to_hf(config: LlamaConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _config_from_hf(raw: dict[str, Any], path: Path) -> LlamaConfig:
-    """Defaults for absent keys are those of transformers' LlamaConfig."""
+def config_from_hf(raw: dict[str, Any], path: Path) -> LlamaConfig:
+    """From a config.json; defaults for absent keys are those of transformers' LlamaConfig. PunaError names `path`."""
     default = "LlamaForCausalLM" if raw.get("model_type") == "llama" else raw.get("model_type")
     architecture = (raw.get("architectures") or [default])[0]
     if architecture != "LlamaForCausalLM":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from puna.errors import PunaError
 from puna.model.llama import Cache, Llama, LlamaConfig
-from puna.model.weights import _config_from_hf, _config_to_hf, check_tensors, read_json, write_json
+from puna.model.weights import check_tensors, config_from_hf, config_to_hf, read_json, write_json
 from puna.text.chat import Chat, render
 from puna.text.tokenizer import Tokenizer
 
@@ -82,7 +82,7 @@ def save_reward(
     state = {_hf_name(name): tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     save_file(state, directory / "model.safetensors", {"format": "pt"})
     labels = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
-    config = _config_to_hf(model.config, dtype) | {"architectures": [ARCHITECTURE], "pad_token_id": tokenizer.pad_id}
+    config = config_to_hf(model.config, dtype) | {"architectures": [ARCHITECTURE], "pad_token_id": tokenizer.pad_id}
     write_json(directory / "config.json", config | labels)
     tokenizer.save(directory, chat=True)
 
@@ -93,7 +93,7 @@ def load_reward(directory: str | Path, dtype: torch.dtype | None = None) -> Rewa
     raw = read_json(directory / "config.json")
     if raw.get("architectures") != [ARCHITECTURE]:
         raise PunaError(f"{directory} is of architecture {raw.get('architectures')}, a reward model of {ARCHITECTURE}")
-    model = RewardModel(_config_from_hf(raw | {"architectures": None}, directory / "config.json"))
+    model = RewardModel(config_from_hf(raw | {"architectures": None}, directory / "config.json"))
     path = directory / "model.safetensors"
     if not path.is_file():
         raise PunaError(f"{directory} has no model.safetensors; the folder of a reward model has one")
