@@ -121,7 +121,8 @@ class Rounds:
     def sample(self, step: str, problems: Sequence[Problem], number: int, out: Path, log: Log) -> dict[str, Any]:
         """Answers of a model, judged by execution: drawn.jsonl; the preferences among them, pairs.jsonl, and
         as many of each prompt as DPO takes, newest.jsonl."""
-        drawn = draw(self.steps[step], problems, self.knobs, self.draws("sample", number), log)
+        retries = self.knobs.retries if number else 0  # held-out problems are for measuring: as many answers to each
+        drawn = draw(self.steps[step], problems, self.knobs, self.draws("sample", number), log, retries=retries)
         write_drawn(out / "drawn.jsonl", drawn)
         pairs = pairs_of(drawn, self.knobs.pairs_per_prompt)
         if self.own and number == 1:  # the user's are among the newest preferences of the first round

@@ -53,11 +53,12 @@ def draw(
     reward: Path | None = None,
     tool: bool = True,
     turns: int = MOST_TURNS,
+    retries: int = 0,
 ) -> list[Drawn]:
-    """`knobs.samples` answers to every problem at every turn that it reaches, up to so many; chosen by the reward
-    model, else by execution."""
+    """`knobs.samples` answers to every problem at every turn that it reaches, up to so many, and again as many while
+    none is right; chosen by the reward model, else by execution."""
     pieces = [(problems[at : at + JOB], at) for at in range(0, len(problems), JOB)]
-    jobs = [(model, piece, at, knobs, seed, reward, tool, turns) for piece, at in pieces]
+    jobs = [(model, piece, at, knobs, seed, reward, tool, turns, retries) for piece, at in pieces]
     return [drawn for found in run_jobs(draw_some, jobs, log, "sampling") for drawn in found]
 
 
@@ -70,6 +71,7 @@ def draw_some(
     reward: Path | None,
     tool: bool,
     turns: int,
+    retries: int,
 ) -> list[Drawn]:
     """Answers to problems number `at`, at + 1, ..."""
     chats = {at + i: start(problem, tool) for i, problem in enumerate(problems)}
@@ -83,20 +85,23 @@ def draw_some(
         if not chats:
             break
         numbers, prompts = list(chats), [prompt_of(chat, engine.tokenizer) for chat in chats.values()]
-        sampling = Sampling(knobs.max_tokens, knobs.temperature, seed=seed * MOST_TURNS + turn)
-        answers = draw_at(engine, prompts, numbers, sampling, knobs.samples)
-        messages = [[parse(answer, engine.tokenizer) for answer in each] for each in answers]
-        rights = [
-            [is_finished(a, engine.tokenizer) and is_right(problems[n - at], turn, m) for a, m in zip(answer, message)]
-            for n, answer, message in zip(numbers, answers, messages)
-        ]
+        answers, rights = ([[] for _ in numbers] for _ in range(2))
+        for attempt in range(1 + retries):
+            again = [i for i, right in enumerate(rights) if not any(right)]
+            first_seed = (seed * MOST_TURNS + turn) * (1 + retries)
+            sampling = Sampling(knobs.max_tokens, knobs.temperature, seed=first_seed + attempt)
+            asked = [numbers[i] for i in again]
+            for i, drawn in zip(again, draw_at(engine, [prompts[i] for i in again], asked, sampling, knobs.samples)):
+                answers[i] += drawn
+                rights[i] += [judge(answer, problems[numbers[i] - at], turn, engine.tokenizer) for answer in drawn]
         picks = choose(prompts, answers, rights)
-        for n, prompt, answer, message, right, pick in zip(numbers, prompts, answers, messages, rights, picks):
+        for n, prompt, answer, right, pick in zip(numbers, prompts, answers, rights, picks):
             found.append(Drawn(n, turn, prompt, answer, right, pick))
-            if pick is None or not message[pick].tool_calls:
-                del chats[n]
+            message = None if pick is None else parse(answer[pick], engine.tokenizer)
+            if message and message.tool_calls:
+                chats[n].messages += [message, *execute(message)]
             else:
-                chats[n].messages += [message[pick], *execute(message[pick])]
+                del chats[n]
     return sorted(found, key=lambda drawn: drawn[:2])
 
 
@@ -117,6 +122,10 @@ def draw_at(
 
 def prompt_of(chat: Chat, tokenizer: Tokenizer) -> list[int]:
     return render(chat, tokenizer, generation_prompt=True).ids
+
+
+def judge(answer: list[int], problem: Problem, turn: int, tokenizer: Tokenizer) -> bool:
+    return is_finished(answer, tokenizer) and is_right(problem, turn, parse(answer, tokenizer))
 
 
 def is_finished(answer: list[int], tokenizer: Tokenizer) -> bool:

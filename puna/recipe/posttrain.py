@@ -77,6 +77,8 @@ class Posttrain(Knobs):
     """Rounds (the paper has six, section 4.1.6); with 0 the stage `rounds` is made only when it is named."""
     samples: int = Field(10, ge=2, le=63)
     """Responses sampled for a prompt (10 to 30, section 4.2.2)."""
+    retries: int = Field(0, ge=0)
+    """How many times a training problem is sampled again while none of its responses is right."""
     temperature: float = Field(1.0, gt=0)
     max_tokens: int = Field(64, ge=1)
     """Longest sampled response."""

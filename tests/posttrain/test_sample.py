@@ -85,6 +85,31 @@ def test_a_problem_goes_on_with_its_first_right_answer(
     ]
 
 
+def test_a_problem_that_no_answer_solves_is_sampled_again(
+    tokenizer: Tokenizer, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    easy, hard, harder = problems("train", ("none",), 3, 20, 0)
+    wrong, solutions = [65], [ids_of(list(solution(each))[-1], tokenizer) for each in (easy, hard, harder)]
+    by_seed: dict[int, list[tuple[int, ...]]] = {}
+
+    def answers(prompts: list[list[int]], sampling: Any, n: int, first: int) -> list[list[list[int]]]:
+        asked = by_seed.setdefault(sampling.seed, [])
+        asked += [tuple(prompt) for prompt in prompts]
+        solved = {0: solutions[0], 1: solutions[1]}.get(len(by_seed) - 1)
+        return [[wrong] * (n - 1) + [solved or wrong] for _ in prompts]
+
+    engine = Scripted(tokenizer, {})
+    monkeypatch.setattr(engine, "generate", answers)
+    monkeypatch.setattr(sample.Engine, "load", lambda *arguments, **options: engine)
+    monkeypatch.setattr(sample, "run_jobs", lambda function, jobs, log, what: [function(*job) for job in jobs])
+    knobs = Posttrain(samples=2)  # pyright: ignore[reportCallIssue]
+    drawn = draw(model_folder, [easy, hard, harder], knobs, 0, Log(tmp_path, "test", quiet=True), retries=2)
+    assert [each.right for each in drawn] == [[False, True], [False] * 3 + [True], [False] * 6]
+    assert [each.chosen for each in drawn] == [1, 3, None]
+    prompts = [tuple(prompt_of(start(each), tokenizer)) for each in (easy, hard, harder)]
+    assert list(by_seed.values()) == [prompts, prompts[1:], prompts[2:]]  # each time with a seed of its own
+
+
 def test_an_unfinished_answer_is_wrong(tokenizer: Tokenizer):
     assert not sample.is_finished([], tokenizer)
     assert not sample.is_finished([65], tokenizer)
