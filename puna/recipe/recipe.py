@@ -120,7 +120,7 @@ def nearest_knob(key: str) -> str:
     """The known knob whose name is nearest to `key`: in the same section if that has one like it."""
     section, _, last = key.rpartition(".")
     known = knob_names()
-    beside = [name for name in known if name.rpartition(".")[0] == section]
+    beside = [name for name in (*known, *Recipe.model_fields) if name.rpartition(".")[0] == section]
     for names in (beside, known):
         by_last: dict[str, str] = {}
         for name in names:

@@ -182,16 +182,17 @@ def test_async_tp_is_refused_where_it_can_do_nothing() -> None:
         Parts(make_model(), NextToken(), options, World(0, 2), compiled=False)
 
 
-def test_async_tp_is_asked_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_async_tp_is_asked_of_the_compiler() -> None:
     from torch._inductor import config
     from torch.distributed._symmetric_memory import is_symm_mem_enabled_for_group
 
-    monkeypatch.setattr(config, "_micro_pipeline_tp", False)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         mesh = make_mesh(Layout(), "cpu")["tp"]
-        overlap_tensor_parallel(mesh)
-        assert config._micro_pipeline_tp
+        with config.patch(_micro_pipeline_tp=False):
+            overlap_tensor_parallel(mesh)
+            assert config._micro_pipeline_tp
+        assert not config._micro_pipeline_tp
         assert is_symm_mem_enabled_for_group(mesh.get_group().group_name)
     finally:
         dist.destroy_process_group()
