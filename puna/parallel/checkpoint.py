@@ -24,6 +24,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from puna.errors import PunaError
 from puna.model.llama import Llama, LlamaConfig, RopeScaling
@@ -43,6 +44,8 @@ class PartsCheckpoints(Checkpoints):
         self.config = config
         self.group = dist.new_group(backend="gloo")  # saving must not wait for training, nor training for it
         self.pending: Future[Any] | None = None
+        # The memory for the copy is kept, pinned where a GPU copies into it: to get it anew takes longer than to copy.
+        self.stager = DefaultStager(StagingOptions(torch.cuda.is_available(), False, False, False))
 
     def save(self, step: int) -> None:
         """Begin to write folder/step-N; it is there, whole, when a later `save` or `wait` returns."""
@@ -50,7 +53,9 @@ class PartsCheckpoints(Checkpoints):
         self.folder.mkdir(parents=True, exist_ok=True)
         writer = _Writer(self.folder / f"step-{step:09d}", step, self.config, self.options)
         state = {name: tensor.detach() for name, tensor in self.state().items()}
-        future = dcp.async_save(state, storage_writer=writer, process_group=self.group)  # pyright: ignore
+        future = dcp.async_save(  # pyright: ignore
+            state, storage_writer=writer, process_group=self.group, async_stager=self.stager
+        )
         assert isinstance(future, Future)
         self.pending = future
 

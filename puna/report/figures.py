@@ -289,6 +289,7 @@ MARKS = {  # paths around 0, 0; a style is told by its shape where its colour is
     "series1": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0",
     "series2": "M-4 -4h8v8h-8z",
     "series3": "M0 -5.5L5.5 0L0 5.5L-5.5 0z",
+    "series4": "M-5 -3.5H5L0 5z",
     "plain": "M-4.5 4L0 -4.5L4.5 4z",
 }
 

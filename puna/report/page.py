@@ -19,6 +19,7 @@ from puna.report import figures, sections
 from puna.report.needles import long_context
 from puna.report.rounds import rounds
 from puna.report.scaling import scaling, scientific
+from puna.report.seeds import seeds
 from puna.run import STAGES, Run, write_text
 
 HERE = Path(__file__).parent
@@ -67,6 +68,7 @@ def render(run: Run) -> str:
         held_out=sections.held_out(metrics),
         scores=sections.scores(metrics),
         rounds=rounds(run),
+        seeds=seeds(run),
         samples=sections.samples(run),
     )
 

@@ -62,6 +62,16 @@ class Checkpoints:
         self._written: Future[None] | None = None
         self._copies: dict[str, Tensor] = {}
 
+    def prepare(self) -> None:
+        """Get the memory for the copy beside the first steps: that takes longer than to copy, and `save` would wait."""
+        if self.rank == 0:
+            self._written = self._writer.submit(self._get_memory)
+
+    def _get_memory(self) -> None:
+        for name, parameter in self.parameters.items():
+            for kind in ("model", *MOMENTS):
+                self._copies[f"{kind}.{name}"] = torch.empty(parameter.shape, dtype=parameter.dtype).fill_(0)
+
     def state(self) -> dict[str, Tensor]:
         return state_of(self.parameters, self.optimizer, self.memory)
 
@@ -71,7 +81,7 @@ class Checkpoints:
             return
         self.wait()
         for name, tensor in (self.state() | {"random": torch.get_rng_state()}).items():
-            if name not in self._copies:  # the memory is kept: to get it anew takes as long as to copy
+            if name not in self._copies:
                 self._copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
             self._copies[name].copy_(tensor.detach())
         self._written = self._writer.submit(self._write, step, self._copies)

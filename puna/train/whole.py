@@ -90,6 +90,7 @@ class Whole:
         self, folder: Path, optimizer: torch.optim.Optimizer, memory: Mapping[str, Tensor], options: Training, log: Log
     ) -> Checkpoints:
         self._checkpoints = Checkpoints(folder, self.parameters, optimizer, memory, options, log, self.world.rank)
+        self._checkpoints.prepare()
         return self._checkpoints
 
     def finish(self, checkpoints: Checkpoints, steps: int) -> None:

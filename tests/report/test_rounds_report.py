@@ -1,12 +1,18 @@
 """The rounds on the run's page."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from puna.recipe import parse_recipe
+from puna.report import figures
 from puna.report.page import render
 from puna.report.rounds import rounds
+from puna.report.sections import scores
+from puna.report.seeds import seeds
 from puna.run import Run, figure, to_toml, write_manifest
 
 
@@ -14,8 +20,9 @@ def share(value: float, n: int = 1000) -> dict[str, Any]:
     return figure(value, "share", value - 0.01, value + 0.01, n)
 
 
-def make_run(folder: Path) -> Run:
-    run = Run(parse_recipe({"name": "rounds", "posttrain": {"rounds": 2}}, "test"), folder)
+def make_run(folder: Path, seed: int = 0, over_control: float = 0.2) -> Run:
+    recipe = {"name": folder.name, "seed": seed, "posttrain": {"rounds": 2}}
+    run = Run(parse_recipe(recipe, "test"), folder)
     out = folder / "rounds"
     out.mkdir(parents=True)
     (folder / "log").mkdir()
@@ -43,7 +50,9 @@ def make_run(folder: Path) -> Run:
     for name, value in (("start", 0.4), ("end", 0.7), ("control", 0.5), ("on", 0.98), ("off", 0.03)):
         metrics |= {f"rounds.{key}.{name}": share(value) for key in ("first", "solved", "irrelevance")}
         metrics |= {f"rounds.solved.{kind}.{name}": share(value) for kind in ("single", "nested", "parallel", "none")}
-    metrics |= {f"rounds.first.over_{name}": share(value) for name, value in (("start", 0.3), ("control", 0.2))}
+    metrics |= {
+        f"rounds.first.over_{name}": share(value) for name, value in (("start", 0.3), ("control", over_control))
+    }
     write_manifest(out, {"stage": "rounds", "fingerprint": "x", "metrics": metrics})
     return run
 
@@ -66,3 +75,33 @@ def test_the_page_tells_the_rounds(tmp_path: Path):
 def test_a_run_without_rounds_has_no_section(tmp_path: Path):
     run = Run(parse_recipe({"name": "plain"}, "test"), tmp_path)
     assert rounds(run) is None
+
+
+def test_other_seeds_stand_beside_it(tmp_path: Path):
+    run = make_run(tmp_path / "one", 0, 0.02)
+    assert seeds(run) is None
+    for number, over in ((1, 0.05), (2, -0.01)):
+        make_run(tmp_path / f"seed-{number}", number, over)
+    other = make_run(tmp_path / "other", 3)
+    (other.folder / "recipe.toml").write_text('name = "other"\nseed = 3\n')  # another recipe
+    found = seeds(run)
+    assert found
+    assert found["seeds"] == [0, 1, 2]
+    rows = {row["title"]: row for row in found["rows"]}
+    mean = rows["Over SFT of equal compute"]["mean"]
+    half = 4.302653 * 0.03 / 3**0.5  # Student's t for two degrees of freedom; the deviation is .03
+    assert [mean["value"], mean["low"], mean["high"]] == pytest.approx([0.02, 0.02 - half, 0.02 + half])
+    page = " ".join(re.sub("<[^>]*>", " ", render(run)).split())
+    assert "The same with other seeds" in page
+    assert (
+        "Over SFT of equal compute +2.0 (+1.0 to +3.0) +5.0 (+4.0 to +6.0) −1.0 (−2.0 to 0.0) +2.0 (−5.5 to +9.5)"
+        in page
+    )
+
+
+def test_the_rounds_have_a_mark_among_the_scores():
+    models = ("sft", "dpo", "rounds")
+    found = scores({f"tools.single.on.{name}": share(0.9) for name in models})
+    assert found
+    assert found["legend"][-1] == ("series4", "after the rounds")
+    assert found["figure"].count(figures.MARKS["series4"]) == 1
