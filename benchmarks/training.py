@@ -40,6 +40,7 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "puna, fp32 eager": ("puna", {"precision": "fp32", "compile": "off"}),
     "puna, fp32 compiled": ("puna", {"precision": "fp32", "compile": "on"}),
     "puna, bf16 compiled": ("puna", {"precision": "bf16", "compile": "on"}),
+    "puna, one process": ("puna", {"processes": 1}),  # of as many threads as there are cores
     "Trainer, defaults": ("trainer", {}),  # fp32, eager
     "Trainer, bf16 compiled": ("trainer", {"bf16": True, "torch_compile": True}),
     "nanochat, defaults": ("nanochat", {"NANOCHAT_DTYPE": "float32"}),  # what it picks on a CPU; it always compiles
@@ -49,6 +50,7 @@ COMPARISONS = [
     ("defaults", "puna, defaults", "Trainer, defaults", 2.0),
     ("both fp32 eager", "puna, fp32 eager", "Trainer, defaults", 1.15),
     ("both bf16 compiled", "puna, bf16 compiled", "Trainer, bf16 compiled", 1.15),
+    ("a process for each core", "puna, defaults", "puna, one process", 1.0),
     ("defaults", "puna, defaults", "nanochat, defaults", 1.0),
     ("both fp32 compiled", "puna, fp32 compiled", "nanochat, defaults", 1.0),
     ("both bf16 compiled", "puna, bf16 compiled", "nanochat, bf16", 1.0),

@@ -169,19 +169,28 @@ def distinct(answers: Any) -> list[list[int]]:
 def chats_of(
     problems: Sequence[Problem], drawn: Sequence[Drawn], tokenizer: Tokenizer, together: int = 1
 ) -> list[dict[str, Any]]:
-    """Problems whose every chosen answer led to an end, as chats in OpenAI's form: `together` problems in one, which
-    are tokens saved, since each chat tells of the tools."""
+    """The chosen answers as chats in OpenAI's form: `together` solved problems in one, which are tokens saved, since
+    each chat tells of the tools. A problem that broke off, no answer being right, is learned as far as it had come; no
+    other can follow it in a chat."""
     chats: dict[int, Chat] = {}
-    ended = []
+    solved, broken = [], []
     for each in drawn:
         chat = chats.setdefault(each.problem, start(problems[each.problem]))
         if each.chosen is None:
+            if each.turn:
+                broken.append(each.problem)
             continue
         message: Message = parse(each.responses[each.chosen], tokenizer)
         chat.messages += [message, *execute(message)]
         if not message.tool_calls and is_finished(each.responses[each.chosen], tokenizer):
-            ended.append(each.problem)
-    groups = (ended[at : at + together] for at in range(0, len(ended), together))
+            solved.append(each.problem)
+    groups = [solved[at : at + together] for at in range(0, len(solved), together)]
+    for number, problem in enumerate(broken):
+        while chats[problem].messages[-1].role == "tool":
+            chats[problem].messages.pop()
+        if number == len(groups):
+            groups.append([])
+        groups[number].append(problem)
     return [
         {
             "source": "sampled",

@@ -60,10 +60,10 @@ def loss_chunk(
     softmax: Softmax = softmax_gradient,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Summed cross-entropy of a chunk times `scale`, the log-probabilities of its labels [n], and the sum's gradients
-    by hidden and, if asked, by weight (fp32)."""
+    by hidden and, if asked, by weight; to be added up in fp32."""
     log_probs, gradient = softmax((hidden @ weight.t()).float(), labels, scale)
     gradient = gradient.to(hidden.dtype)
-    by_hidden, by_weights = gradient @ weight, (gradient.t() @ hidden).float() if by_weight else None
+    by_hidden, by_weights = gradient @ weight, gradient.t() @ hidden if by_weight else None
     return -log_probs.sum() * scale, log_probs, by_hidden, by_weights
 
 
@@ -216,7 +216,7 @@ class _TokenLogProbs(torch.autograd.Function):
             gradient = gradient.to(hidden.dtype)
             hidden_grad[part] = gradient @ weight
             if weight_grad is not None:
-                weight_grad += (gradient.t() @ hidden[part]).float()
+                weight_grad += gradient.t() @ hidden[part]
         return hidden_grad, weight_grad, None, None
 
 

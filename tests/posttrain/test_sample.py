@@ -85,6 +85,20 @@ def test_a_problem_goes_on_with_its_first_right_answer(
     ]
 
 
+def test_a_problem_that_broke_off_is_learned_as_far_as_it_came(tokenizer: Tokenizer):
+    asked = problems("train", ("nested",), 4, 20, 0)
+    said = [[each for each in solution(problem) if each.role == "assistant"] for problem in asked]
+    answers = [[ids_of(message, tokenizer) for message in messages] for messages in said]
+    drawn = [Drawn(0, turn, [1], [answer], [True], 0) for turn, answer in enumerate(answers[0])]
+    for number in (1, 2):
+        drawn += [Drawn(number, 0, [1], [answers[number][0]], [True], 0), Drawn(number, 1, [1], [[65]], [False], None)]
+    drawn.append(Drawn(3, 0, [1], [[65]], [False], None))  # nothing of it was right
+    first, second = chats_of(asked, drawn, tokenizer, together=8)
+    began = [[each.to_dict() for each in list(solution(problem))[:2]] for problem in asked]
+    assert first["messages"] == [*(each.to_dict() for each in solution(asked[0])), *began[1]]
+    assert second["messages"] == began[2]
+
+
 def test_a_problem_that_no_answer_solves_is_sampled_again(
     tokenizer: Tokenizer, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
