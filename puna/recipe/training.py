@@ -82,7 +82,8 @@ class Training(Knobs):
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on where a C++ compiler (CPU) or Triton (GPU) is found."""
     processes: PositiveInt | Literal["auto"] = "auto"
-    """Data-parallel processes on this machine; auto is one for each core or GPU that divides the batch."""
+    """Data-parallel processes on this machine; auto is one for each core or GPU that divides the batch. A single one
+    on a CPU uses all cores."""
     checkpoint_seconds: float = Field(30.0, gt=0)
     """At most this much work is lost when the run is killed."""
     keep_checkpoints: int = Field(2, ge=1)

@@ -98,11 +98,7 @@ def launch(function: Callable[..., None], processes: int, *args: Any) -> None:
             store.set(f"call/{number}", pickle.dumps((function, args)))  # pyright: ignore[reportArgumentType]
         _call(rank, size, dist.PrefixStore(f"group/{number}", store), None, function, args)
     elif processes == 1:
-        threads = torch.get_num_threads()
-        try:
-            _call(0, 1, None, None, function, args)
-        finally:
-            torch.set_num_threads(threads)
+        _call(0, 1, None, None, function, args)
     else:
         with tempfile.TemporaryDirectory() as folder:
             barrier = multiprocessing.get_context("spawn").Barrier(processes)
@@ -232,7 +228,8 @@ def _call(
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-        torch.set_num_threads(1)  # threads of several processes on the same cores cost up to ten times
+        if size > 1:  # threads of several processes on the same cores cost up to ten times
+            torch.set_num_threads(1)
     if shared:
         threading.Thread(target=_end_with_launcher, daemon=True).start()
     if isinstance(store, str):  # a file, for all are on this machine: never ask the network for our own name

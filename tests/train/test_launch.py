@@ -7,6 +7,10 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
+import torch
+
+from puna.train.launch import World, launch
 
 SLEEPING = """
 import os, sys, time
@@ -35,3 +39,19 @@ def test_processes_end_with_the_one_that_launched_them(tmp_path: Path):
     for child in alive:
         child.kill()
     assert not alive
+
+
+def note_threads(world: World, folder: Path) -> None:
+    (folder / f"{world.rank} of {world.size}").write_text(str(torch.get_num_threads()))
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(1, "3"), (2, "1")])
+def test_one_process_has_all_threads_and_several_have_one_each(tmp_path: Path, processes: int, threads: str):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        launch(note_threads, processes, tmp_path)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert [(tmp_path / f"{rank} of {processes}").read_text() for rank in range(processes)] == [threads] * processes
