@@ -41,8 +41,8 @@ def loss_of(way: str, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 def measure(way: str) -> None:
     random = torch.Generator().manual_seed(0)
-    hidden = torch.randn(TOKENS, DIM, generator=random).to(WAYS[way]).requires_grad_()
-    weight = (torch.randn(VOCAB, DIM, generator=random) * 0.02).to(WAYS[way]).requires_grad_()
+    hidden = torch.empty(TOKENS, DIM, dtype=WAYS[way]).normal_(generator=random).requires_grad_()
+    weight = torch.empty(VOCAB, DIM, dtype=WAYS[way]).normal_(0, 0.02, generator=random).requires_grad_()
     labels = torch.randint(VOCAB, (TOKENS,), generator=random)
     loss_of(way, hidden[:8], weight[:64], labels[:8] % 64).backward()  # what the libraries take at their first call
     weight.grad = None

@@ -52,19 +52,21 @@ def softmax_gradient(logits: Tensor, labels: Tensor, scale: Tensor) -> tuple[Ten
 
 
 def loss_chunk(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    scale: Tensor,
-    by_weight: bool = True,
-    softmax: Softmax = softmax_gradient,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, softmax: Softmax = softmax_gradient
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Summed cross-entropy of a chunk times `scale`, the log-probabilities of its labels [n], and the sum's gradients
-    by hidden and, if asked, by weight; to be added up in fp32."""
+    by hidden and by the logits."""
     log_probs, gradient = softmax((hidden @ weight.t()).float(), labels, scale)
     gradient = gradient.to(hidden.dtype)
-    by_hidden, by_weights = gradient @ weight, gradient.t() @ hidden if by_weight else None
-    return -log_probs.sum() * scale, log_probs, by_hidden, by_weights
+    return -log_probs.sum() * scale, log_probs, gradient @ weight, gradient
+
+
+def add_weight_gradient(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """Add a chunk's gradient by the weight to `total` [vocab, dim], in fp32; without a matrix between where it can."""
+    if total.dtype == hidden.dtype:
+        total.addmm_(gradient.t(), hidden)
+    else:
+        total += gradient.t() @ hidden
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -78,16 +80,15 @@ class _CrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         log_probs = torch.empty(len(hidden), device=hidden.device)
         hidden_grad = torch.empty_like(hidden)
-        by_weight = ctx.needs_input_grad[1]  # not where it is frozen
-        weight_grad = torch.zeros(weight.shape, device=weight.device) if by_weight else None
+        weight_grad = None
+        if ctx.needs_input_grad[1]:  # not where it is frozen
+            weight_grad = torch.zeros(weight.shape, device=weight.device)
         for i in range(0, len(hidden), CHUNK):
             part = slice(i, i + CHUNK)
-            loss, log_probs[part], hidden_grad[part], grad = chunk_fn(
-                hidden[part], weight, labels[part], scale, by_weight
-            )
+            loss, log_probs[part], hidden_grad[part], gradient = chunk_fn(hidden[part], weight, labels[part], scale)
             total += loss
             if weight_grad is not None:
-                weight_grad += grad
+                add_weight_gradient(weight_grad, gradient, hidden[part])
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.mark_non_differentiable(log_probs)
         return total, log_probs
@@ -216,7 +217,7 @@ class _TokenLogProbs(torch.autograd.Function):
             gradient = gradient.to(hidden.dtype)
             hidden_grad[part] = gradient @ weight
             if weight_grad is not None:
-                weight_grad += gradient.t() @ hidden[part]
+                add_weight_gradient(weight_grad, gradient, hidden[part])
         return hidden_grad, weight_grad, None, None
 
 
