@@ -26,6 +26,7 @@ from puna.run import figure, work_folder, write_text
 from puna.text.chat import Chat, Message, parse, render
 from puna.text.tokenizer import Tokenizer
 from puna.tools import CALCULATOR, last_number, run_call
+from puna.train.attention import attention_in, document_attention
 from puna.train.batches import IGNORE, Batch, lay_out, rng
 from puna.train.launch import World, count_processes, launch
 from puna.train.loop import train
@@ -138,7 +139,7 @@ class Preferences:
     def __init__(
         self, pairs: list[Pair], reference: np.ndarray | None, knobs: Dpo, tokenizer: Tokenizer, seed: int
     ) -> None:
-        longest = max(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs)
+        longest = max(pair.tokens for pair in pairs)
         if longest > knobs.seq_len:
             raise PunaError(f"a pair has {longest} tokens, dpo.seq_len is {knobs.seq_len}; raise it")
         self.pairs, self.reference, self.seq_len, self.pad_id = (
@@ -173,17 +174,19 @@ class Preferences:
 
 @torch.no_grad()
 def save_reference(batches: Preferences, model_folder: Path, path: Path, log: Log) -> None:
-    """The reference model's log-probabilities of every pair, once: [pairs, 2] fp32."""
+    """The reference model's log-probabilities of every pair, once: [pairs, 2] fp64."""
     model = load_hf(model_folder, dtype=torch.float32).eval()
-    loss, found = Preference(1.0, 0.0), []
-    with log.progress("reference", len(batches.pairs)) as bar:
-        for at in range(0, len(batches.pairs), 8):
-            batch = batches.of(range(at, min(at + 8, len(batches.pairs))))
+    loss, found = Preference(1.0, 0.0), torch.empty(len(batches.pairs), 2, dtype=torch.float64)
+    order = sorted(range(len(batches.pairs)), key=lambda place: batches.pairs[place].tokens)  # little padding
+    with log.progress("reference", len(order)) as bar, attention_in(model, document_attention):
+        for at in range(0, len(order), 8):
+            places = order[at : at + 8]
+            batch = batches.of(places).to_last_label()
             hidden = model.hidden(batch.tokens, documents=batch.documents)
-            found.append(loss.sums(hidden, model.lm_head.weight, batch)[1])
-            bar.advance(len(batch.tokens))
+            found[places] = loss.sums(hidden, model.lm_head.weight, batch)[1]
+            bar.advance(len(places))
     aside = path.with_suffix(".aside.npy")
-    np.save(aside, torch.cat(found).numpy())
+    np.save(aside, found.numpy())
     aside.replace(path)
 
 

@@ -30,6 +30,11 @@ class Pair(NamedTuple):
         """The answers, best first: edited > chosen > rejected."""
         return [answer for answer in (self.edited, self.chosen, self.rejected) if answer is not None]
 
+    @property
+    def tokens(self) -> int:
+        """Of both dialogues, chosen and rejected."""
+        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+
 
 def read_pairs(*paths: Path) -> list[Pair]:
     """The decisive pairs of JSONL files; near ties are left out."""

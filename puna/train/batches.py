@@ -38,7 +38,7 @@ class Batch:
     scored: Tensor | None = None
     """[rows, seq_len] bool, DPO only: the labels that count for the preference"""
     reference: Tensor | None = None
-    """[rows, 2] float, DPO only: log-probability of chosen and rejected under the reference model"""
+    """[rows, 2] fp64, DPO only: log-probability of chosen and rejected under the reference model"""
     sources: Tensor | None = None
     """[rows, seq_len] int64, pretraining only: the number of the source that a token is from"""
 

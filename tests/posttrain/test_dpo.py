@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import LlamaForCausalLM
 
 from puna.errors import PunaError
 from puna.infer.engine import Sampling
@@ -19,6 +22,7 @@ from puna.recipe import Recipe
 from puna.text.tokenizer import Tokenizer
 from puna.train.batches import IGNORE
 from puna.train.losses import Preference
+from puna.train.save import save_model
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -153,6 +157,47 @@ def margins(folder: Path, pairs: Sequence[Pair], tokenizer: Tokenizer) -> torch.
     return torch.stack(found)
 
 
+def test_on_long_pairs_loss_and_gradients_are_those_of_fp64(
+    tokenizer: Tokenizer, model_folder: Path, make_recipe: MakeRecipe, tmp_path: Path, log: Log
+):
+    """Beside the logits of transformers' Llama in fp64; the sums are thousands of nats."""
+    random = torch.Generator().manual_seed(3)
+    sizes = [(120, 325, 245), (40, 90, 400)]
+    pairs = [Pair(*(torch.randint(256, (n,), generator=random).tolist() for n in size)) for size in sizes]
+    batches = Preferences(pairs, None, make_recipe(dpo={"seq_len": 1024}).dpo, tokenizer, 0)
+    moved = load_hf(model_folder, dtype=torch.float32)
+    for weight in moved.parameters():
+        weight.data *= 1 + 0.02 * torch.randn(weight.shape, generator=random)
+    save_model(moved, tokenizer, tmp_path / "reference", torch.float32)
+    dpo.save_reference(batches, tmp_path / "reference", tmp_path / "reference.npy", log)
+    batches.reference = np.load(tmp_path / "reference.npy")
+
+    def exact(folder: Path) -> tuple[nn.Module, torch.Tensor]:
+        """Log-probabilities of chosen and rejected [pairs, 2]."""
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64)
+        sums = []
+        for pair in pairs:
+            for end in (pair.chosen, pair.rejected):
+                each = model(torch.tensor([pair.prompt + end])).logits[0, len(pair.prompt) - 1 : -1].log_softmax(-1)
+                sums.append(each.gather(1, torch.tensor(end)[:, None]).sum())
+        return model, torch.stack(sums).view(-1, 2)
+
+    theirs, sums = exact(model_folder)
+    margins = sums - exact(tmp_path / "reference")[1].detach()
+    wanted = -F.logsigmoid(0.1 * (margins[:, 0] - margins[:, 1])).mean()
+    wanted.backward()
+    model, batch, loss = load_hf(model_folder, torch.float32), batches.of(range(2)), Preference(0.1, 0.0)
+    found = loss(model.hidden(batch.tokens, documents=batch.documents), model.lm_head.weight, batch, loss.counts(batch))
+    found.backward()
+    assert sums.abs().max() > 1000
+    assert found.item() == pytest.approx(wanted.item(), rel=3e-6)  # with sums in fp32 1.5e-5, a gradient 1.4e-5
+    for name, parameter in model.named_parameters():
+        gradient = theirs.get_parameter(name if name.startswith("lm_head") else f"model.{name}").grad
+        assert parameter.grad is not None
+        assert gradient is not None
+        assert (parameter.grad - gradient).norm() < 3e-6 * gradient.norm(), name
+
+
 def test_the_stage_makes_the_model_prefer_what_is_chosen(
     tokenizer: Tokenizer, model_folder: Path, make_recipe: MakeRecipe, out: Path, log: Log
 ):
@@ -165,7 +210,7 @@ def test_the_stage_makes_the_model_prefer_what_is_chosen(
 
     reference = np.load(out.parent / "work" / "reference.npy")
     before, after = (margins(folder, pairs, tokenizer) for folder in (model_folder, out))
-    assert torch.from_numpy(reference[:, 0] - reference[:, 1]).allclose(before, rtol=1e-4, atol=1e-4)
+    assert torch.from_numpy(reference[:, 0] - reference[:, 1]).float().allclose(before, rtol=1e-4, atol=1e-4)
     assert (after > before + 3).all()
     first = json.loads(log.path.read_text().splitlines()[0])["loss"]
     # at the reference itself every margin is zero: log 2, plus 0.2 of the likelihood
