@@ -32,14 +32,21 @@ CONTESTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sft fp32: TRL packed": ("trl", "sft", {"packing": True}),
     "sft bf16: puna": ("puna", "sft", {"precision": "bf16"}),
     "sft bf16: TRL": ("trl", "sft", {"bf16": True}),
+    "sft fp32: TRL, a chat at a time": ("trl", "sft", {"accumulated": True}),
     "lora fp32: puna": ("puna", "sft", {"lora": True}),
     "lora fp32: TRL": ("trl", "sft", {"lora": True}),
     "dpo fp32: puna": ("puna", "dpo", {}),
     "dpo fp32: TRL": ("trl", "dpo", {}),
-    "dpo fp32: TRL without recomputation": ("trl", "dpo", {"gradient_checkpointing": False}),
+    "dpo fp32: TRL, reference first": ("trl", "dpo", {"precompute_ref_log_probs": True}),
+    "dpo fp32: TRL, reference first, without recomputation": (
+        "trl", "dpo", {"precompute_ref_log_probs": True, "gradient_checkpointing": False},
+    ),
+    "dpo fp32: TRL, reference first, a pair at a time": (
+        "trl", "dpo", {"precompute_ref_log_probs": True, "accumulated": True},
+    ),
     "dpo lora fp32: puna": ("puna", "dpo", {"lora": True}),
-    "dpo lora fp32: TRL": ("trl", "dpo", {"lora": True}),
-}
+    "dpo lora fp32: TRL, reference first": ("trl", "dpo", {"precompute_ref_log_probs": True, "lora": True}),
+}  # fmt: skip
 
 
 def some_chats(count: int) -> list[tuple[list[int], list[int]]]:
@@ -96,7 +103,7 @@ def _train_puna(world: Any, stage: str, settings: dict[str, Any], folder: Path, 
         "checkpoint_seconds": 1e9, "processes": 1, "lora": Lora(rank=RANK if settings.get("lora") else 0, alpha=ALPHA),
     }  # fmt: skip
     log = Log(folder, "benchmark", True)
-    per_row = 0.0
+    per_pair = 0.0
     if stage == "sft":
         knobs = Sft(seq_len=SEQ_LEN, **common)
         chats = [(p + r, [False] * len(p) + [True] * len(r)) for p, r in some_chats(steps * BATCH * 3)]
@@ -109,15 +116,15 @@ def _train_puna(world: Any, stage: str, settings: dict[str, Any], folder: Path, 
         rows = Preferences(pairs, None, knobs, names, 0)
         before = time.process_time()
         save_reference(rows, folder / "model", folder / "reference.npy", log)
-        per_row = (time.process_time() - before) / len(pairs)
+        per_pair = (time.process_time() - before) / len(pairs)
         rows.reference = np.load(folder / "reference.npy")
         loss = Preference(BETA, NLL)
     model = add_adapters(load_hf(folder / "model", dtype=torch.float32), knobs.lora, 0)
 
     def after(step: int, module: Any) -> None:
         batch = rows.rows(range((step - 1) * BATCH, step * BATCH))
-        # The reference's share of the time, which was spent at the start, is charged step by step.
-        turn(int((batch.tokens != PAD).sum()), step * BATCH * per_row)
+        # The reference's share of the time, which was spent at the start, is charged step by step, as TRL's is.
+        turn(int((batch.tokens != PAD).sum()), step * BATCH * per_pair)
 
     train(model, rows, loss, knobs, world, folder / "work", log, "benchmark", after)
 
@@ -132,21 +139,23 @@ def run_trl(stage: str, settings: dict[str, Any], folder: Path, steps: int) -> N
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
     torch.set_num_threads(1)
-    seen = [0]
+    seen, per_pair = [0], [0.0]
 
     class Turns(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            turn(seen[0])
+            turn(seen[0], state.global_step * BATCH * per_pair[0])
             seen[0] = 0
 
     settings = dict(settings)
+    together = 1 if settings.pop("accumulated", False) else BATCH
     adapters = None
     if settings.pop("lora", False):
         matrices = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         adapters = LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=matrices, task_type="CAUSAL_LM")
     common = {"bf16": False} | settings | {
-        "output_dir": str(folder / "trl"), "per_device_train_batch_size": BATCH, "max_steps": steps, "use_cpu": True,
-        "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "max_length": SEQ_LEN,
+        "output_dir": str(folder / "trl"), "per_device_train_batch_size": together, "max_steps": steps, "use_cpu": True,
+        "gradient_accumulation_steps": BATCH // together, "report_to": "none", "save_strategy": "no",
+        "disable_tqdm": True, "max_length": SEQ_LEN,
     }  # fmt: skip
     if stage == "sft":
         data: Any = [{"input_ids": p + r, "labels": [-100] * len(p) + r} for p, r in some_chats(steps * BATCH * 3)]
@@ -159,6 +168,12 @@ def run_trl(stage: str, settings: dict[str, Any], folder: Path, steps: int) -> N
     class Counted(base):
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset if stage == "dpo" else super()._prepare_dataset(dataset, *args, **kwargs)
+
+        def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            before = time.process_time()
+            found = super()._precompute_ref_logps(dataset, *args, **kwargs)
+            per_pair[0] = (time.process_time() - before) / len(dataset)
+            return found
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             seen[0] += int((inputs["input_ids"] != PAD).sum())
