@@ -153,7 +153,8 @@ def main() -> None:
         if precision == "fp64":
             compute_in_fp64()
         for number, values in enumerate({"puna": puna_side, "trl": trl_side}[side](arguments.folder)):
-            np.savez(arguments.folder / f"{side}-{precision}-{number}.npz", **values)
+            path = arguments.folder / f"{side}-{precision}-{number}.npz"
+            np.savez(path, **values)  # pyright: ignore[reportArgumentType]
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -162,8 +162,11 @@ def test_on_long_pairs_loss_and_gradients_are_those_of_fp64(
 ):
     """Beside the logits of transformers' Llama in fp64; the sums are thousands of nats."""
     random = torch.Generator().manual_seed(3)
-    sizes = [(120, 325, 245), (40, 90, 400)]
-    pairs = [Pair(*(torch.randint(256, (n,), generator=random).tolist() for n in size)) for size in sizes]
+
+    def words(n: int) -> list[int]:
+        return torch.randint(256, (n,), generator=random).tolist()
+
+    pairs = [Pair(words(120), words(325), words(245)), Pair(words(40), words(90), words(400))]
     batches = Preferences(pairs, None, make_recipe(dpo={"seq_len": 1024}).dpo, tokenizer, 0)
     moved = load_hf(model_folder, dtype=torch.float32)
     for weight in moved.parameters():
