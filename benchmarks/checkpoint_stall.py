@@ -3,17 +3,16 @@
     python benchmarks/checkpoint_stall.py --folder FOLDER_ON_THE_DISK [--seconds 240]
 
 Trains with `checkpoint_seconds` as by default, first as one process that holds the model whole, then as two that hold a
-half each (FSDP). What training waited is read from its own account; the steps begun while a checkpoint was written are
-compared with the others, since writing takes a part of the machine. The first step, which starts things, counts in
-neither.
+half each (FSDP). Training waits in `save`; what a step takes longer because of one is more, since writing goes on
+beside it on the same cores. The checkpoint at the very end, for which nothing waits, is left out.
 """
 
 import argparse
-import json
+import ast
 import shutil
 import statistics
 import time
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ import torch
 
 from puna.log import Log
 from puna.model.llama import Llama, LlamaConfig, count_parameters
+from puna.parallel.checkpoint import PartsCheckpoints
 from puna.recipe import Pretrain
 from puna.train.batches import Batch
-from puna.train.clock import clock_file, read_clock
+from puna.train.checkpoint import Checkpoints
 from puna.train.launch import World, launch
 from puna.train.loop import train
 from puna.train.losses import NextToken
@@ -52,15 +52,29 @@ def run(world: World, knobs: dict[str, Any], steps: int, folder: Path) -> None:
         {"seq_len": SEQ_LEN, "batch_rows": ROWS, "tokens": steps * ROWS * SEQ_LEN, "compile": "off", "layout": knobs}
     )
     model = Llama(CONFIG).init_weights(torch.Generator().manual_seed(0))
-    times = (folder / "times").open("a")
+    ends: dict[int, float] = {}
+    WAITS.clear()
 
     def after_step(step: int, module: Any) -> None:
-        if world.rank == 0:
-            writing = any((folder / "work").glob("*.aside"))
-            times.write(json.dumps([time.monotonic(), writing]) + "\n")
-            times.flush()
+        ends[step] = time.monotonic()
 
     train(model, Rows(steps), NextToken(), options, world, folder / "work", Log(folder, "stall"), "stall", after_step)
+    if world.rank == 0:
+        (folder / "told").write_text(repr((ends, WAITS)))
+
+
+def timed(save: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
+    def timed_save(checkpoints: Any, step: int) -> None:
+        start = time.monotonic()
+        save(checkpoints, step)
+        WAITS[step] = time.monotonic() - start
+
+    return timed_save
+
+
+WAITS: dict[int, float] = {}
+for kind in (Checkpoints, PartsCheckpoints):  # in every process: each imports this file
+    kind.save = timed(kind.save)
 
 
 def main() -> None:
@@ -69,35 +83,34 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240, help="about as long for each")
     arguments = parser.parse_args()
     print(f"{count_parameters(CONFIG) / 1e6:.0f}M parameters, a checkpoint every {Pretrain().checkpoint_seconds:.0f} s")
-    print("| layout | s a step | each save makes a step longer by, s | waited | a step beside writing / alone |")
+    print("| layout | s a step | training waits for each, s | of checkpoint_seconds | a step takes longer by, s |")
     print("|" + "---|" * 5, flush=True)
     for name, (processes, knobs) in LAYOUTS.items():
         folder = arguments.folder / "stall"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         launch(run, processes, knobs, 4, folder)  # to learn how long a step takes
-        first = [json.loads(line)[0] for line in (folder / "times").read_text().splitlines()]
-        steps = round(arguments.seconds / (first[-1] - first[-2]))
+        *_, before, last = read(folder)[0].values()
         shutil.rmtree(folder)
         folder.mkdir()
-        launch(run, processes, knobs, steps, folder)
-        tell(name, folder)
+        launch(run, processes, knobs, round(arguments.seconds / (last - before)), folder)
+        tabulate(name, *read(folder))
         shutil.rmtree(folder)
 
 
-def tell(name: str, folder: Path) -> None:
-    seconds = read_clock(folder, "stall")
-    assert seconds
-    saved = {int(step) for step in json.loads(clock_file(folder, "stall").read_text())["saved"]}
-    lines = [json.loads(line) for line in (folder / "times").read_text().splitlines()]
-    took: dict[str, list[float]] = {"saving": [], "writing": [], "alone": []}
-    for step, ((begin, before), (end, after)) in enumerate(pairwise(lines), 1):
-        took["saving" if step in saved else "writing" if before or after else "alone"].append(end - begin)
-    alone = statistics.median(took["alone"])
-    waits = ", ".join(f"{max(0.0, each - alone):.2f}" for each in took["saving"])
-    slower = statistics.mean(took["writing"]) / alone if took["writing"] else 1.0
-    share = seconds["checkpoints"] / (seconds["checkpoints"] + seconds["useful"])
-    print(f"| {name} | {alone:.2f} | {waits} | {share:.2%} | {slower:.2f} |", flush=True)
+def read(folder: Path) -> tuple[dict[int, float], dict[int, float]]:
+    """By step: when it ended, and how long training waited for its checkpoint."""
+    return ast.literal_eval((folder / "told").read_text())
+
+
+def tabulate(name: str, ends: dict[int, float], waits: dict[int, float]) -> None:
+    waits = {step: seconds for step, seconds in waits.items() if step < max(ends)}
+    took = {step: ends[step + 1] - ends[step] for step in ends if step + 1 in ends}
+    alone = statistics.median(seconds for step, seconds in took.items() if step not in waits)
+    share = statistics.mean(waits.values()) / Pretrain().checkpoint_seconds
+    each = ", ".join(f"{seconds:.2f}" for seconds in waits.values())
+    longer = ", ".join(f"{took[step] - alone:.2f}" for step in waits)
+    print(f"| {name} | {alone:.2f} | {each} | {share:.1%} | {longer} |", flush=True)
 
 
 if __name__ == "__main__":
