@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from puna.corpus.extract import network
 from puna.corpus.extract.blocks import Block, read_blocks
-from puna.corpus.extract.features import enclosing, measure, numbers, opening
+from puna.corpus.extract.features import alike, enclosing, measure, numbers, opening
 from puna.corpus.extract.markup import WORD, Markup, head_and_body
 
 TAGS = (
@@ -333,7 +333,12 @@ def main() -> None:
 
     plain = [
         torch.from_numpy(
-            numbers(page.blocks, measure(page.blocks, page.title, {})[0], page.containers, enclosing(page.containers))
+            numbers(
+                measure(page.blocks, page.title, {})[0],
+                alike(page.blocks, page.containers),
+                page.containers,
+                enclosing(page.containers),
+            )
         )
         for page in pages
     ]

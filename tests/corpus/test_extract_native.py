@@ -31,8 +31,9 @@ def read(passes: Passes, html: str, title: str) -> tuple:
         return head, said, str(error)
     rows, openings = passes.measure(blocks, title) if blocks else (np.zeros(0), [])
     levels = passes.enclosing(containers)
+    kin = passes.alike(blocks, containers) if blocks else np.zeros(0)
     kinds = {type(value) for block in blocks for value in block}
-    return head, said, blocks, kinds, containers.tolist(), rows.tolist(), openings, levels.tolist()
+    return head, said, blocks, kinds, containers.tolist(), rows.tolist(), openings, levels.tolist(), kin.tolist()
 
 
 def compare(html: str, title: str = "A title of some length") -> None:

@@ -14,40 +14,28 @@ LEVELS = 4
 """Enclosing elements looked at; those that hold no more blocks than the one inside do not count."""
 
 
-def numbers(blocks: list[Block], rows: np.ndarray, containers: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """[blocks, features] float32; rows [blocks, 17] from `measure`, levels [containers, LEVELS] from `enclosing`."""
-    texts = [block.text for block in blocks]
-    copies = Counter(texts)
-    copy = np.array([copies[text] for text in texts], np.float32)
-    table = rows.astype(np.float32)
-    length, links, words, commas, stops, lines, depth, shallowest = table[:, :8].T
-    order = np.arange(len(blocks), dtype=np.float32)
+def numbers(rows: np.ndarray, kin: np.ndarray, containers: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """[blocks, features] float32; rows [blocks, 17] from `measure`, kin [blocks, 18] from `alike`, levels [containers,
+    LEVELS] from `enclosing`."""
+    table = rows.T.astype(np.float32)
+    length, links, words, commas, stops, lines, depth, shallowest = table[:8]
+    order = np.arange(len(rows), dtype=np.float32)
     up = np.concatenate([[np.float32(0)], depth[:-1] - shallowest[1:]])
     before = np.cumsum(length)
     total = before[-1]
-    own = [
-        np.log1p(length),
-        links / length,
-        np.log1p(words),
-        np.log1p(commas),
-        np.log1p(stops),
-        (commas + stops) / words,
-        length / words / 8,
-        np.log1p(lines),
-        np.log(copy),
-        np.log1p(depth),
-        np.log1p(depth - shallowest),
-        np.log1p(np.maximum(up, 0)),
-        before / total,
-        order / len(blocks),
-        np.log1p(order),
-        np.log1p(len(blocks) - order),
-        np.full_like(order, np.log(total)),
-        np.full_like(order, links.sum() / total),
-    ]
-    around = surroundings(containers, levels[[block.container for block in blocks]], length, links)
-    kin = likeness(blocks, containers, length, links)
-    return np.concatenate([np.stack(own, 1), table[:, 8:], around, kin], 1).clip(-4, 16)
+    own = np.empty((18, len(rows)), np.float32)
+    counts = [length, words, commas, stops, lines, depth, depth - shallowest, np.maximum(up, 0)]
+    own[[0, 2, 3, 4, 7, 9, 10, 11, 14, 15]] = np.log1p(np.array([*counts, order, len(rows) - order]))
+    own[1] = links / length
+    own[5] = (commas + stops) / words
+    own[6] = length / words / 8
+    own[8] = np.log(kin[:, 0].astype(np.float32))
+    own[12] = before / total
+    own[13] = order / len(rows)
+    own[16] = np.log(total)
+    own[17] = links.sum() / total
+    around = surroundings(containers, levels[kin[:, 1]], length, links)
+    return np.concatenate([own.T, table[8:].T, around, likeness(kin, total)], 1).clip(-4, 16)
 
 
 def measure(blocks: list[Block], title: str, vocabulary: Mapping[str, int]) -> tuple[np.ndarray, list[bytes]]:
@@ -128,31 +116,44 @@ def surroundings(containers: np.ndarray, levels: np.ndarray, length: np.ndarray,
     return table[levels].reshape(len(levels), -1).astype(np.float32)
 
 
-def likeness(blocks: list[Block], containers: np.ndarray, length: np.ndarray, links: np.ndarray) -> np.ndarray:
-    """How much of the page is written like a block: of the blocks with the same innermost tags, with the same enclosing
-    tags and depth, and beside it in the same element, their share of the text, number, mean length and share of links.
-    Then where it stands to the h1, to the element with the most text of its own, and to the last heading;
-    [blocks, 19] float32."""
-    order = np.arange(len(blocks))
-    parents = np.maximum(containers[[block.container for block in blocks], 0], 0)
-    columns: list[np.ndarray] = []
-    texts = ids = np.zeros(0)
+def alike(blocks: list[Block], containers: np.ndarray) -> np.ndarray:
+    """How much of the page is like each block, and where it stands, [blocks, 18] int32: copies of its text; its
+    container; whether it is below an h1, blocks since that, whether it is one; whether it is in the element with the
+    most text of its own, the sign of its place to the first block of this element and to the last; blocks since a
+    lower heading. Then the number, the characters and those in links of the blocks with the same innermost tags, with
+    the same enclosing tags and depth, and beside it in the same element."""
+    length = np.array([len(block.text) for block in blocks])
+    links = np.minimum([block.links for block in blocks], length)
+    places = np.array([block.container for block in blocks])
+    copies = Counter(block.text for block in blocks)
+    sums: list[np.ndarray] = []
+    texts = ids = np.zeros(0, int)
     for keys in (
         [(block.tag, block.near) for block in blocks],
         [(block.tag, block.hints, block.depth) for block in blocks],
-        parents.tolist(),
+        np.maximum(containers[places, 0], 0).tolist(),
     ):
         known: dict = {}
         ids = np.array([known.setdefault(key, len(known)) for key in keys])
-        texts, linked, count = np.bincount(ids, length), np.bincount(ids, links), np.bincount(ids)
-        table = [texts / length.sum(), np.log1p(count), np.log1p(texts / count), linked / texts]
-        columns += list(np.stack(table)[:, ids])
-    tags = [block.tag for block in blocks]
-    first = np.array([tag == "h1" for tag in tags])
-    since = order - np.maximum.accumulate(np.where(first, order, 0))
-    below = np.cumsum(first) > 0
-    most = np.flatnonzero(ids == np.argmax(texts))
-    heading = np.maximum.accumulate(np.where([tag in HEADINGS for tag in tags], order, -1))
-    columns += [below, np.log1p(np.where(below, since, 0)), first]
-    columns += [ids == np.argmax(texts), np.sign(order - most[0]), np.sign(order - most[-1]), np.log1p(order - heading)]
-    return np.stack(columns, 1).astype(np.float32)
+        texts, linked = np.bincount(ids, length), np.bincount(ids, links)
+        sums += [np.bincount(ids)[ids], texts[ids], linked[ids]]
+    order = np.arange(len(blocks))
+    first = np.array([block.tag == "h1" for block in blocks])
+    title = np.maximum.accumulate(np.where(first, order, -1))
+    heading = np.maximum.accumulate(np.where([block.tag in HEADINGS for block in blocks], order, -1))
+    most = ids == np.argmax(texts)
+    start, end = np.flatnonzero(most)[[0, -1]]
+    columns = [[copies[block.text] for block in blocks], places]
+    columns += [title >= 0, np.where(title >= 0, order - title, 0), first]
+    columns += [most, np.sign(order - start), np.sign(order - end), order - heading]
+    return np.stack([*columns, *sums], 1).astype(np.int32)
+
+
+def likeness(kin: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Of the blocks that are like each, by the three kinds of `alike`: share of the text, number, mean length and share
+    of links. Then where it stands; [blocks, 19] float32."""
+    count, text, links = kin[:, 9:].reshape(-1, 3, 3).astype(np.float64).transpose(2, 0, 1)
+    shares = np.stack([text / total, np.log1p(count), np.log1p(text / count), links / text], 2)
+    standing = kin[:, 2:9].astype(np.float32)
+    standing[:, [1, 6]] = np.log1p(standing[:, [1, 6]])
+    return np.concatenate([shares.reshape(len(kin), -1), standing], 1).astype(np.float32)

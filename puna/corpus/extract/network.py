@@ -35,7 +35,8 @@ class Network:
         """Of each block to be main content, [blocks] float32."""
         layer = self.layers
         rows, openings = self.passes.measure(blocks, title)
-        inputs = numbers(blocks, rows, containers, self.passes.enclosing(containers))
+        kin = self.passes.alike(blocks, containers)
+        inputs = numbers(rows, kin, containers, self.passes.enclosing(containers))
         state = product(inputs, layer["numbers"]) + layer["first_bias"]
         state += bag([block.hints for block in blocks], layer["hints"])
         state += bag([block.near for block in blocks], layer["near"])

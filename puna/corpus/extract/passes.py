@@ -46,6 +46,9 @@ class Passes:
     def enclosing(self, containers: np.ndarray) -> np.ndarray:
         return features.enclosing(containers)
 
+    def alike(self, blocks: list[Block], containers: np.ndarray) -> np.ndarray:
+        return features.alike(blocks, containers)
+
 
 @dataclass(frozen=True)
 class CompiledPasses(Passes):
@@ -70,6 +73,9 @@ class CompiledPasses(Passes):
 
     def enclosing(self, containers: np.ndarray) -> np.ndarray:
         return np.frombuffer(_native.enclosing(containers.tobytes()), np.int32).reshape(-1, features.LEVELS)
+
+    def alike(self, blocks: list[Block], containers: np.ndarray) -> np.ndarray:
+        return np.frombuffer(_native.alike(blocks, containers.tobytes()), np.int32).reshape(len(blocks), -1)
 
 
 def make_passes(words: Markup, openings: dict[str, int]) -> Passes:

@@ -18,6 +18,8 @@
 
 #include "measure.h"
 
+#include "alike.h"
+
 #define TABLES "puna.corpus.extract.Tables"
 
 static void free_tables(PyObject *capsule) {
@@ -180,6 +182,7 @@ static PyMethodDef methods[] = {
     {"read_blocks", read_blocks, METH_VARARGS, "Blocks, and containers as int32; None where elements nest too deep."},
     {"measure_blocks", measure_blocks, METH_VARARGS, "Numbers about blocks as int32, and bits of their openings."},
     {"enclosing", enclosing, METH_O, "Enclosing containers as int32, from containers as int32."},
+    {"alike", alike, METH_VARARGS, "How much of the page is like each block, as int32."},
     {0},
 };
 
