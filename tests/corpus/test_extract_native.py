@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from resiliparse.parse.html import HTMLTree
 
 from puna.corpus.extract import UnusablePageError
-from puna.corpus.extract.network import load_network
+from puna.corpus.extract.network import Network, load_network
 from puna.corpus.extract.passes import CompiledPasses, Passes, make_passes
 
 from .conftest import page, prose
@@ -29,11 +29,21 @@ def read(passes: Passes, html: str, title: str) -> tuple:
         blocks, containers = passes.read_blocks(body)
     except UnusablePageError as error:
         return head, said, str(error)
-    rows, openings = passes.measure(blocks, title) if blocks else (np.zeros(0), [])
+    rows, openings = passes.measure(blocks, title) if blocks else (np.zeros(0), np.zeros(0))
     levels = passes.enclosing(containers)
     kin = passes.alike(blocks, containers) if blocks else np.zeros(0)
     kinds = {type(value) for block in blocks for value in block}
-    return head, said, blocks, kinds, containers.tolist(), rows.tolist(), openings, levels.tolist(), kin.tolist()
+    return (
+        head,
+        said,
+        blocks,
+        kinds,
+        containers.tolist(),
+        rows.tolist(),
+        openings.tolist(),
+        levels.tolist(),
+        kin.tolist(),
+    )
 
 
 def compare(html: str, title: str = "A title of some length") -> None:
@@ -87,6 +97,24 @@ def test_any_markup(pieces: list[str]) -> None:
 def test_any_text(text: str, title: str) -> None:
     text, title = (value.encode("utf-8", "replace").decode() for value in (text, title))
     compare(f"<p class='{text}'>{text}<a>{text}</a>", title)
+
+
+@pytest.mark.parametrize("paragraphs", [1, 2, 5, 40])
+def test_the_network(paragraphs: int) -> None:
+    body = "".join(f"<div class='post'><p>{prose(i)}</p><a href=x>Related: {i}</a></div>" for i in range(paragraphs))
+    blocks, containers = COMPILED.read_blocks(COMPILED.head_and_body(str(HTMLTree.parse(body)))[1])
+    network = load_network()
+    likely = network.probabilities(blocks, containers, "A title")
+    np.testing.assert_allclose(likely, Network(PURE, network.layers).probabilities(blocks, containers, "A title"), 1e-4)
+
+
+def test_a_network_of_another_width() -> None:
+    blocks, containers = COMPILED.read_blocks(COMPILED.head_and_body(str(HTMLTree.parse(f"<p>{prose(1)}")))[1])
+    narrow = {name: np.zeros(layer.shape, np.float32) for name, layer in load_network().layers.items()}
+    narrow |= {name: narrow[name][..., :9] for name in ("numbers", "hints", "near", "openings", "first_bias")}
+    narrow |= {"conv": narrow["conv"][..., :9, :9], "conv_bias": narrow["conv_bias"][:, :9]}
+    narrow |= {"page": narrow["page"][:18, :9], "page_bias": narrow["page_bias"][:9], "last": narrow["last"][:9]}
+    assert Network(COMPILED, narrow).probabilities(blocks, containers, "").tolist() == [0.5] * len(blocks)
 
 
 def test_a_larger_vocabulary_is_read_in_python() -> None:

@@ -2,7 +2,7 @@
 
 decode      bytes -> characters
 blocks      characters -> blocks of text; code keeps its indentation, formulas become TeX (formulas)
-network     blocks -> which of them are main content, from numbers about them (features) and fitted weights
+network     blocks -> which of them are main content, from numbers about them (features) and fitted weights (layers)
 render      blocks -> text
 metadata    title, date, language, canonical address
 """

@@ -38,11 +38,12 @@ def numbers(rows: np.ndarray, kin: np.ndarray, containers: np.ndarray, levels: n
     return np.concatenate([own.T, table[8:].T, around, likeness(kin, total)], 1).clip(-4, 16)
 
 
-def measure(blocks: list[Block], title: str, vocabulary: Mapping[str, int]) -> tuple[np.ndarray, list[bytes]]:
-    """Counts and signs of each block, [blocks, 17] int32, and the bit sets of their first words."""
+def measure(blocks: list[Block], title: str, vocabulary: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and signs of each block, [blocks, 17] int32, and the bit sets of their first words, [blocks, bytes]."""
     title, width = title.lower(), (len(vocabulary) + 7) // 8
     rows = np.array([(*_counts(block), *_signs(block, title)) for block in blocks], np.int32)
-    return rows, [openings(block.text, vocabulary).to_bytes(width, "little") for block in blocks]
+    begun = b"".join(openings(block.text, vocabulary).to_bytes(width, "little") for block in blocks)
+    return rows, np.frombuffer(begun, np.uint8).reshape(len(blocks), width)
 
 
 def _counts(block: Block) -> tuple[int, ...]:

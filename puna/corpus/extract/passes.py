@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from puna.corpus.extract import features, markup
+from puna.corpus.extract import features, layers, markup
 from puna.corpus.extract.blocks import MAX_DEPTH, Block, UnusablePageError, read_blocks
 from puna.corpus.extract.formulas import drawn_formula, essence, formula
 from puna.corpus.extract.markup import Markup
@@ -15,8 +15,10 @@ try:
 except ImportError:  # it was not built at installation: no compiler
     _native: Any = None
 
-VERSION = 1
+VERSION = 2
 """Of the compiled passes that do the same as the Python ones here."""
+LANES = 16
+"""Columns that the compiled layers compute together."""
 MAX_WORDS = 256
 """Bits of the hints for which the compiled passes have room."""
 KINDS = {  # bits of a tag, as in native/tags.h
@@ -40,7 +42,7 @@ class Passes:
     def read_blocks(self, body: Any) -> tuple[list[Block], np.ndarray]:
         return read_blocks(body, self.markup)
 
-    def measure(self, blocks: list[Block], title: str) -> tuple[np.ndarray, list[bytes]]:
+    def measure(self, blocks: list[Block], title: str) -> tuple[np.ndarray, np.ndarray]:
         return features.measure(blocks, title, self.openings)
 
     def enclosing(self, containers: np.ndarray) -> np.ndarray:
@@ -48,6 +50,11 @@ class Passes:
 
     def alike(self, blocks: list[Block], containers: np.ndarray) -> np.ndarray:
         return features.alike(blocks, containers)
+
+    def forward(
+        self, weights: layers.Layers, inputs: np.ndarray, blocks: list[Block], openings: np.ndarray
+    ) -> np.ndarray:
+        return layers.forward(weights, inputs, blocks, openings)
 
 
 @dataclass(frozen=True)
@@ -65,17 +72,25 @@ class CompiledPasses(Passes):
         blocks, containers = found
         return blocks, np.frombuffer(containers, np.int32).reshape(-1, 3)
 
-    def measure(self, blocks: list[Block], title: str) -> tuple[np.ndarray, list[bytes]]:
+    def measure(self, blocks: list[Block], title: str) -> tuple[np.ndarray, np.ndarray]:
         rows, bits = _native.measure_blocks(self.tables, blocks, title.lower())
-        width = (len(self.openings) + 7) // 8
-        sets = [bits[start : start + width] for start in range(0, len(bits), width)]
-        return np.frombuffer(rows, np.int32).reshape(len(blocks), -1), sets
+        openings = np.frombuffer(bits, np.uint8).reshape(len(blocks), -1)
+        return np.frombuffer(rows, np.int32).reshape(len(blocks), -1), openings
 
     def enclosing(self, containers: np.ndarray) -> np.ndarray:
         return np.frombuffer(_native.enclosing(containers.tobytes()), np.int32).reshape(-1, features.LEVELS)
 
     def alike(self, blocks: list[Block], containers: np.ndarray) -> np.ndarray:
         return np.frombuffer(_native.alike(blocks, containers.tobytes()), np.int32).reshape(len(blocks), -1)
+
+    def forward(
+        self, weights: layers.Layers, inputs: np.ndarray, blocks: list[Block], openings: np.ndarray
+    ) -> np.ndarray:
+        depth, _, _, width = weights["conv"].shape
+        if width % LANES:
+            return super().forward(weights, inputs, blocks, openings)
+        sizes = width, len(weights["hints"]), len(weights["openings"]), depth
+        return np.frombuffer(_native.forward(weights, inputs, blocks, openings, *sizes), np.float32)
 
 
 def make_passes(words: Markup, openings: dict[str, int]) -> Passes:

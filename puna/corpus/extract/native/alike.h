@@ -28,8 +28,8 @@ static size_t hash_key(const Key *key) {
     return (size_t)(value ^ value >> 32);
 }
 
-/* Numbers the blocks by their keys, those of the same key alike: 0, 1, ... in the order of the page. `slots` is room for
-   `mask` + 1 numbers, more than twice as many as blocks. */
+/* Numbers the blocks by their keys, those of the same key alike: 0, 1, ... in the order of the page. `slots` is room
+   for `mask` + 1 numbers, at least twice as many as blocks. */
 static void number_keys(const Key *keys, Py_ssize_t count, int32_t *slots, size_t mask, int32_t *numbers) {
     int32_t known = 0;
     memset(slots, -1, (mask + 1) * sizeof *slots);

@@ -20,6 +20,8 @@
 
 #include "alike.h"
 
+#include "layers.h"
+
 #define TABLES "puna.corpus.extract.Tables"
 
 static void free_tables(PyObject *capsule) {
@@ -183,6 +185,7 @@ static PyMethodDef methods[] = {
     {"measure_blocks", measure_blocks, METH_VARARGS, "Numbers about blocks as int32, and bits of their openings."},
     {"enclosing", enclosing, METH_O, "Enclosing containers as int32, from containers as int32."},
     {"alike", alike, METH_VARARGS, "How much of the page is like each block, as int32."},
+    {"forward", forward, METH_VARARGS, "The network's logits as float32."},
     {0},
 };
 
@@ -190,6 +193,6 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_native", 
 
 PyMODINIT_FUNC PyInit__native(void) {
     PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddIntConstant(made, "VERSION", 1)) Py_CLEAR(made);
+    if (made && PyModule_AddIntConstant(made, "VERSION", 2)) Py_CLEAR(made);
     return made;
 }
