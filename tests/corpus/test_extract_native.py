@@ -47,6 +47,7 @@ def read(passes: Passes, html: str, title: str) -> tuple:
 
 
 def compare(html: str, title: str = "A title of some length") -> None:
+    assert COMPILED.unclosed(html) == PURE.unclosed(html)
     assert read(COMPILED, html, title) == read(PURE, html, title)
 
 
@@ -97,6 +98,15 @@ def test_any_markup(pieces: list[str]) -> None:
 def test_any_text(text: str, title: str) -> None:
     text, title = (value.encode("utf-8", "replace").decode() for value in (text, title))
     compare(f"<p class='{text}'>{text}<a>{text}</a>", title)
+
+
+OPENED = ["<", "</", "b", "B", "BIG", "code", "strike", "stri\u212ae", "u", "s", "\u017f", " ", ">", "\n"]
+
+
+@given(st.lists(st.sampled_from(OPENED)))
+def test_tags_left_open(pieces: list[str]) -> None:
+    html = "".join(pieces)
+    assert COMPILED.unclosed(html) == PURE.unclosed(html)
 
 
 @pytest.mark.parametrize("paragraphs", [1, 2, 5, 40])

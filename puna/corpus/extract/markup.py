@@ -40,6 +40,8 @@ SKIPPED_CLASSES = names(
 MATHJAX_CLASSES = names("MathJax MathJax_Display MathJax_SVG MathJax_SVG_Display MathJax_CHTML mjx-chtml")
 """The same, where the page keeps the TeX in scripts."""
 PREFORMATTED_CLASSES = names("blob-code-inner blob-code code-line")
+FORMATTING = names("b big code em font i s small strike strong tt u")
+FORMATTING_TAG = re.compile(f"<(?:({'|'.join(FORMATTING)})[ >]|/({'|'.join(FORMATTING)})>)", re.IGNORECASE | re.ASCII)
 
 
 class Traits(NamedTuple):
@@ -120,3 +122,11 @@ def head_and_body(html: str) -> tuple[str, str]:
             position = html.find(">", end) + 1 if end >= 0 else len(html)
     head, opened, body = "".join([*pieces, html[position:]]).partition("<body")
     return head, opened + body
+
+
+def unclosed(html: str) -> list[int]:
+    """Of each element of FORMATTING, how many tags in a page as it came open it, less those that close it."""
+    count = dict.fromkeys(FORMATTING, 0)
+    for opened, closed in FORMATTING_TAG.findall(html):
+        count[(opened or closed).lower()] += 1 if opened else -1
+    return list(count.values())

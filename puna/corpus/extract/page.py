@@ -9,12 +9,11 @@ from puna.corpus.extract import metadata
 from puna.corpus.extract.blocks import UnusablePageError
 from puna.corpus.extract.choice import choose
 from puna.corpus.extract.decode import decode
-from puna.corpus.extract.markup import names
+from puna.corpus.extract.markup import FORMATTING
 from puna.corpus.extract.network import load_network
 from puna.corpus.extract.render import render
 
 XML_EMPTY = re.compile(r"<(script|style|title|textarea|iframe|a|div|span)\b([^<>]*)/>", re.IGNORECASE)
-FORMATTING = names("b big code em font i s small strike strong tt u")
 MAX_UNCLOSED = 1000
 """By the rules of HTML each of these that is not closed is opened again in every later paragraph: a square in time."""
 
@@ -39,14 +38,14 @@ def extract(html: bytes | str, url: str | None = None, charset: str | None = Non
         html = decode(html, charset)
     if html[:100].lstrip("\ufeff \t\r\n").startswith("<?xml"):
         html = XML_EMPTY.sub(r"<\1\2></\1>", html)  # to HTML, <script/> is open
+    network = load_network()
     if html.count("<") > 4 * MAX_UNCLOSED:
-        refuse_unclosed(html.lower())
+        refuse_unclosed(network.passes.unclosed(html))
     try:
         tree = HTMLTree.parse(html)
     except UnicodeEncodeError:
         tree = HTMLTree.parse(html.encode("utf-8", "replace").decode())  # half a character, as JSON may hold: "?"
     clean = str(tree)
-    network = load_network()
     head, body = network.passes.head_and_body(clean)
     values = metadata.metas(head)
     title = metadata.find_title(tree.title or "", values)
@@ -63,9 +62,8 @@ def extract(html: bytes | str, url: str | None = None, charset: str | None = Non
     )
 
 
-def refuse_unclosed(html: str) -> None:
+def refuse_unclosed(counts: list[int]) -> None:
     """Raise UnusablePageError where the parser would write a page many times as long."""
-    for name in FORMATTING:
-        count = html.count(f"<{name}>") + html.count(f"<{name} ") - html.count(f"</{name}>")
+    for name, count in zip(FORMATTING, counts):
         if count > MAX_UNCLOSED:
             raise UnusablePageError(f"{count:,} <{name}> are never closed")

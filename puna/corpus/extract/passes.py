@@ -36,6 +36,9 @@ class Passes:
     openings: dict[str, int]
     """Words that blocks begin with, and their bits."""
 
+    def unclosed(self, html: str) -> list[int]:
+        return markup.unclosed(html)
+
     def head_and_body(self, html: str) -> tuple[str, str | bytes]:
         return markup.head_and_body(html)
 
@@ -61,6 +64,9 @@ class Passes:
 class CompiledPasses(Passes):
     tables: Any
     """What the compiled passes look names and words up in."""
+
+    def unclosed(self, html: str) -> list[int]:
+        return _native.unclosed(html, list(markup.FORMATTING))
 
     def head_and_body(self, html: str) -> tuple[str, str | bytes]:
         return _native.head_and_body(html)

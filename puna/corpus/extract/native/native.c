@@ -64,6 +64,43 @@ static PyObject *make_tables(PyObject *self, PyObject *args) {
     return capsule;
 }
 
+/* Of each of the names, all short and in lower case, how many tags open it, less those that close it. */
+static PyObject *unclosed(PyObject *self, PyObject *args) {
+    (void)self;
+    enum { MOST = 32, LONGEST = 8 };
+    PyObject *html, *names;
+    if (!PyArg_ParseTuple(args, "UO!", &html, &PyList_Type, &names)) return NULL;
+    Py_ssize_t many = PyList_GET_SIZE(names), length = PyUnicode_GET_LENGTH(html), counts[MOST] = {0};
+    Slice known[MOST];
+    if (many > MOST) return PyErr_SetString(PyExc_ValueError, "too many names"), NULL;
+    for (Py_ssize_t i = 0; i < many; i++)
+        if (!(known[i].at = PyUnicode_AsUTF8AndSize(PyList_GET_ITEM(names, i), &known[i].size))) return NULL;
+    int kind = PyUnicode_KIND(html);
+    const void *data = PyUnicode_DATA(html);
+    for (Py_ssize_t at = -1; (at = PyUnicode_FindChar(html, '<', at + 1, length, 1)) >= 0;) {
+        char name[LONGEST];
+        Py_ssize_t size = 0, next = at + 1;
+        int closing = next < length && PyUnicode_READ(kind, data, next) == '/';
+        next += closing;
+        for (; next < length && size < LONGEST; next++) {
+            Py_UCS4 letter = PyUnicode_READ(kind, data, next) | 32;
+            if (letter < 'a' || letter > 'z') break;
+            name[size++] = (char)letter;
+        }
+        Py_UCS4 after = next < length ? PyUnicode_READ(kind, data, next) : 0;
+        if (after != '>' && (closing || after != ' ')) continue;
+        for (Py_ssize_t i = 0; i < many; i++)
+            if (equal((Slice){name, size}, known[i])) counts[i] += closing ? -1 : 1;
+    }
+    PyObject *made = PyList_New(many);
+    for (Py_ssize_t i = 0; made && i < many; i++) {
+        PyObject *number = PyLong_FromSsize_t(counts[i]);
+        if (number) PyList_SET_ITEM(made, i, number);
+        else Py_CLEAR(made);
+    }
+    return made;
+}
+
 /* The first start of a comment, script or style that is left out; its end goes to `end`. */
 static const char *left_out(Slice html, const char **end) {
     static const struct {
@@ -180,6 +217,7 @@ static PyObject *enclosing(PyObject *self, PyObject *containers) {
 
 static PyMethodDef methods[] = {
     {"make_tables", make_tables, METH_VARARGS, "What the other functions look names and words up in."},
+    {"unclosed", unclosed, METH_VARARGS, "How many tags open each of some elements, less those that close it."},
     {"head_and_body", head_and_body, METH_O, "Of a page as the parser writes it; the body as UTF-8."},
     {"read_blocks", read_blocks, METH_VARARGS, "Blocks, and containers as int32; None where elements nest too deep."},
     {"measure_blocks", measure_blocks, METH_VARARGS, "Numbers about blocks as int32, and bits of their openings."},
