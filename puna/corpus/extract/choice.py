@@ -75,9 +75,11 @@ def keep_code(blocks: list[Block], kept: list[bool]) -> None:
 
 def keep_beside(probabilities: list[float], kept: list[bool], least: float) -> None:
     """Keep less likely blocks, down to `least`, beside those that are kept, and beside these in turn."""
-    places = range(1, len(kept))
-    for here, neighbour in [*((i, i - 1) for i in places), *((i - 1, i) for i in reversed(places))]:
-        kept[here] = kept[here] or (kept[neighbour] and probabilities[here] > least)
+    likely = [i for i, keep in enumerate(kept) if not keep and probabilities[i] > least]
+    for i in likely:
+        kept[i] = i > 0 and kept[i - 1]
+    for i in reversed(likely):
+        kept[i] = kept[i] or (i + 1 < len(kept) and kept[i + 1])
 
 
 def keep_groups(blocks: list[Block], probabilities: list[float], kept: list[bool], threshold: float) -> None:
@@ -86,17 +88,17 @@ def keep_groups(blocks: list[Block], probabilities: list[float], kept: list[bool
     start = 0
     while start < len(blocks):
         end = start + 1
-        while end < len(blocks) and blocks[start].group and blocks[end].group == blocks[start].group:
-            end += 1
-        group = blocks[start:end]
-        if not all(kept[start:end]) and whole(group):
+        if number := blocks[start].group:
+            while end < len(blocks) and blocks[end].group == number:
+                end += 1
+        if not all(kept[start:end]) and whole(blocks[start:end]):
             amid = (start == 0 or kept[start - 1]) and (end == len(blocks) or probabilities[end] > BESIDE * threshold)
             if amid or sum(probabilities[start:end]) > threshold * (end - start):
                 kept[start:end] = [True] * (end - start)
         start = end
     for i in range(len(blocks) - 2, -1, -1):  # a heading stays with its text, a term with its definition
-        block, following = blocks[i], blocks[i + 1]
         if not kept[i] and kept[i + 1]:
+            block, following = blocks[i], blocks[i + 1]
             term = block.tag == "dt" and following.group == block.group
             kept[i] = term or (block.tag in HEADINGS and i > 0 and kept[i - 1])
 
@@ -120,10 +122,12 @@ def pictures(blocks: list[Block], text: list[int], chosen: set[int]) -> set[int]
     for i, block in enumerate(blocks):
         if i == following:
             before, following = i, next(after, len(blocks))
-        if block.tag != "img" or len(block.text.split()) < MIN_ALT_WORDS or FILE_NAME.search(block.text):
+        if block.tag != "img" or not chosen:
             continue
         amid = (before < 0 or before in chosen) and (following == len(blocks) or following in chosen)
-        if amid and chosen and block.text not in said:
+        if not amid or len(block.text.split()) < MIN_ALT_WORDS or FILE_NAME.search(block.text):
+            continue
+        if block.text not in said:
             said.add(block.text)
             found.add(i)
     return found
