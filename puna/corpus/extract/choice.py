@@ -28,12 +28,13 @@ def choose(blocks: list[Block], probabilities: np.ndarray) -> list[Block]:
     if not text:
         return []
     lengths = np.array([len(blocks[i].text) for i in text])
-    threshold = max(LEAST, expected_f1(lengths, probabilities[text]) - MARGIN)
+    probable = probabilities[text]
+    threshold = max(LEAST, expected_f1(lengths, probable) - MARGIN)
     usual = threshold
     if lengths.sum() < SHORT_PAGE:
-        threshold = min(threshold, 0.6 * float(probabilities[text].max()))
-    kept = (probabilities[text] > threshold).tolist()
-    shown, likely = [blocks[i] for i in text], probabilities[text].tolist()
+        threshold = min(threshold, 0.6 * float(probable.max()))
+    kept = (probable > threshold).tolist()
+    shown, likely = [blocks[i] for i in text], probable.tolist()
     keep_code(shown, kept)
     keep_beside(likely, kept, BESIDE * usual)
     keep_groups(shown, likely, kept, usual)
@@ -70,7 +71,8 @@ def keep_code(blocks: list[Block], kept: list[bool]) -> None:
     """Keep all code after the first block that is kept: it is hardly ever about something else."""
     if True in kept:
         for i in range(kept.index(True), len(kept)):
-            kept[i] = kept[i] or blocks[i].preformatted
+            if blocks[i].preformatted:
+                kept[i] = True
 
 
 def keep_beside(probabilities: list[float], kept: list[bool], least: float) -> None:
@@ -87,13 +89,12 @@ def keep_groups(blocks: list[Block], probabilities: list[float], kept: list[bool
     table, list of definitions or figure, which stay together."""
     start = 0
     while start < len(blocks):
-        end = start + 1
-        if number := blocks[start].group:
-            while end < len(blocks) and blocks[end].group == number:
-                end += 1
-        if not all(kept[start:end]) and whole(blocks[start:end]):
+        end, number = start + 1, blocks[start].group
+        while number and end < len(blocks) and blocks[end].group == number:
+            end += 1
+        if not all(kept[start:end]):
             amid = (start == 0 or kept[start - 1]) and (end == len(blocks) or probabilities[end] > BESIDE * threshold)
-            if amid or sum(probabilities[start:end]) > threshold * (end - start):
+            if (amid or sum(probabilities[start:end]) > threshold * (end - start)) and whole(blocks[start:end]):
                 kept[start:end] = [True] * (end - start)
         start = end
     for i in range(len(blocks) - 2, -1, -1):  # a heading stays with its text, a term with its definition
