@@ -124,8 +124,11 @@ def head_and_body(html: str) -> tuple[str, str]:
     return head, opened + body
 
 
-def unclosed(html: str) -> list[int]:
-    """Of each element of FORMATTING, how many tags in a page as it came open it, less those that close it."""
+def unclosed(html: str, least: int) -> list[int]:
+    """Of each element of FORMATTING, how many tags in a page as it came open it, less those that close it; nothing for
+    a page of no more than `least` tags."""
+    if html.count("<") <= least:
+        return []
     count = dict.fromkeys(FORMATTING, 0)
     for opened, closed in FORMATTING_TAG.findall(html):
         count[(opened or closed).lower()] += 1 if opened else -1

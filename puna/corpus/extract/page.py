@@ -39,8 +39,7 @@ def extract(html: bytes | str, url: str | None = None, charset: str | None = Non
     if html[:100].lstrip("\ufeff \t\r\n").startswith("<?xml"):
         html = XML_EMPTY.sub(r"<\1\2></\1>", html)  # to HTML, <script/> is open
     network = load_network()
-    if html.count("<") > 4 * MAX_UNCLOSED:
-        refuse_unclosed(network.passes.unclosed(html))
+    refuse_unclosed(network.passes.unclosed(html, 4 * MAX_UNCLOSED))
     try:
         tree = HTMLTree.parse(html)
     except UnicodeEncodeError:

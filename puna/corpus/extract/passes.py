@@ -15,7 +15,7 @@ try:
 except ImportError:  # it was not built at installation: no compiler
     _native: Any = None
 
-VERSION = 2
+VERSION = 3
 """Of the compiled passes that do the same as the Python ones here."""
 LANES = 16
 """Columns that the compiled layers compute together."""
@@ -36,8 +36,8 @@ class Passes:
     openings: dict[str, int]
     """Words that blocks begin with, and their bits."""
 
-    def unclosed(self, html: str) -> list[int]:
-        return markup.unclosed(html)
+    def unclosed(self, html: str, least: int) -> list[int]:
+        return markup.unclosed(html, least)
 
     def head_and_body(self, html: str) -> tuple[str, str | bytes]:
         return markup.head_and_body(html)
@@ -65,8 +65,8 @@ class CompiledPasses(Passes):
     tables: Any
     """What the compiled passes look names and words up in."""
 
-    def unclosed(self, html: str) -> list[int]:
-        return _native.unclosed(html, list(markup.FORMATTING))
+    def unclosed(self, html: str, least: int) -> list[int]:
+        return _native.unclosed(html, list(markup.FORMATTING), least)
 
     def head_and_body(self, html: str) -> tuple[str, str | bytes]:
         return _native.head_and_body(html)

@@ -57,27 +57,36 @@ static void opening_word(const Tables *tables, const char *at, const char *end, 
     if (bit >= 0 && bit / 8 < tables->openings_width) bits[bit / 8] |= (unsigned char)(1 << bit % 8);
 }
 
+static void opening_words(const Tables *tables, const char *at, const char *end, unsigned char *bits) {
+    while (at < end) {
+        int bytes = space(at, end);
+        if (bytes) {
+            at += bytes;
+            continue;
+        }
+        const char *word = at;
+        while (at < end && !space(at, end)) {
+            do at++;
+            while (at < end && is_continuation(*at));
+        }
+        opening_word(tables, word, at, bits);
+    }
+}
+
 static int openings(const Tables *tables, PyObject *text, unsigned char *bits) {
-    PyObject *start = PyUnicode_Substring(text, 0, 60);
+    enum { OPENING = 60 };
+    if (PyUnicode_IS_ASCII(text)) {
+        char start[OPENING];
+        Py_ssize_t size = PyUnicode_GET_LENGTH(text) < OPENING ? PyUnicode_GET_LENGTH(text) : OPENING;
+        const char *from = PyUnicode_DATA(text);
+        for (Py_ssize_t i = 0; i < size; i++) start[i] = (char)(is_upper(from[i]) ? from[i] | 32 : from[i]);
+        return opening_words(tables, start, start + size, bits), 0;
+    }
+    PyObject *start = PyUnicode_Substring(text, 0, OPENING);
     PyObject *lower = start ? PyObject_CallMethod(start, "lower", NULL) : NULL;
     Py_ssize_t size;
     const char *at = lower ? PyUnicode_AsUTF8AndSize(lower, &size) : NULL;
-    if (at) {
-        const char *end = at + size;
-        while (at < end) {
-            int bytes = space(at, end);
-            if (bytes) {
-                at += bytes;
-                continue;
-            }
-            const char *word = at;
-            while (at < end && !space(at, end)) {
-                do at++;
-                while (at < end && is_continuation(*at));
-            }
-            opening_word(tables, word, at, bits);
-        }
-    }
+    if (at) opening_words(tables, at, at + size, bits);
     Py_XDECREF(start);
     Py_XDECREF(lower);
     return at ? 0 : -1;

@@ -64,12 +64,28 @@ static PyObject *make_tables(PyObject *self, PyObject *args) {
     return capsule;
 }
 
-/* Of each of the names, all short and in lower case, how many tags open it, less those that close it. */
+/* In a loop that the compiler makes wide, which PyUnicode_Count is not. */
+#define COUNT(type) \
+    for (Py_ssize_t i = 0; i < length; i++) count += ((const type *)data)[i] == '<'
+static Py_ssize_t count_tags(PyObject *html) {
+    const void *data = PyUnicode_DATA(html);
+    Py_ssize_t length = PyUnicode_GET_LENGTH(html);
+    uint32_t count = 0;
+    if (PyUnicode_KIND(html) == PyUnicode_1BYTE_KIND) COUNT(Py_UCS1);
+    else if (PyUnicode_KIND(html) == PyUnicode_2BYTE_KIND) COUNT(Py_UCS2);
+    else COUNT(Py_UCS4);
+    return count;
+}
+
+/* Of each of the names, all short and in lower case, how many tags open it, less those that close it; nothing for a page
+   of no more than `least` tags. */
 static PyObject *unclosed(PyObject *self, PyObject *args) {
     (void)self;
     enum { MOST = 32, LONGEST = 8 };
     PyObject *html, *names;
-    if (!PyArg_ParseTuple(args, "UO!", &html, &PyList_Type, &names)) return NULL;
+    Py_ssize_t least;
+    if (!PyArg_ParseTuple(args, "UO!n", &html, &PyList_Type, &names, &least)) return NULL;
+    if (count_tags(html) <= least) return PyList_New(0);
     Py_ssize_t many = PyList_GET_SIZE(names), length = PyUnicode_GET_LENGTH(html), counts[MOST] = {0};
     Slice known[MOST];
     if (many > MOST) return PyErr_SetString(PyExc_ValueError, "too many names"), NULL;
@@ -231,6 +247,6 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_native", 
 
 PyMODINIT_FUNC PyInit__native(void) {
     PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddIntConstant(made, "VERSION", 2)) Py_CLEAR(made);
+    if (made && PyModule_AddIntConstant(made, "VERSION", 3)) Py_CLEAR(made);
     return made;
 }
