@@ -1,7 +1,8 @@
-/* The extractor's passes over a page, in C: from the tree that the parser wrote out to blocks, and from blocks to numbers.
+/* The extractor's passes over a page, in C: from the tree that the parser wrote out to blocks, from blocks to
+   numbers, and from these through the network.
 
-   Everything here has its twin in Python (blocks.py, markup.py, features.py), which says what is done and why, which
-   works where this was not compiled, and to which the tests compare it. library.py is the Python side. */
+   Everything here has its twin in Python (blocks.py, markup.py, features.py, layers.py), which says what is done and
+   why, which works where this was not compiled, and to which the tests compare it. passes.py is the Python side. */
 
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -77,8 +78,8 @@ static Py_ssize_t count_tags(PyObject *html) {
     return count;
 }
 
-/* Of each of the names, all short and in lower case, how many tags open it, less those that close it; nothing for a page
-   of no more than `least` tags. */
+/* Of each of the names, all short and in lower case, how many tags open it, less those that close it; nothing for a
+   page of no more than `least` tags. */
 static PyObject *unclosed(PyObject *self, PyObject *args) {
     (void)self;
     enum { MOST = 32, LONGEST = 8 };

@@ -1,7 +1,7 @@
 /* A page cut into its tags, and what a tag tells: markup.py, which has the patterns and says what they are for. */
 
 enum { INLINE = 1, VOID = 2, SKIPPED = 4, GROUP = 8, ROW = 16, CELL = 32, LINK = 64, PRE = 128, FORMULA = 256 };
-enum { IMAGE = 512, RULE = 1024, LINE = 2048 }; /* library.py makes a table of names with these */
+enum { IMAGE = 512, RULE = 1024, LINE = 2048 }; /* passes.py makes a table of names with these */
 enum { SKIPPED_CLASS = 1, MATHJAX_CLASS = 2, PREFORMATTED_CLASS = 4 };
 enum { BESIDE_TEX = 1, ALWAYS = 2 };
 enum { FLAGS = 4096 }; /* the number of a tag is its flags + FLAGS * (its bit of the hints + 1) */
