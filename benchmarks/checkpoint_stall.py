@@ -30,6 +30,7 @@ from puna.train.losses import NextToken
 
 CONFIG = LlamaConfig(8192, dim=768, layers=13, heads=12, kv_heads=4, ffn_dim=2048)
 SEQ_LEN, ROWS = 128, 2
+EVERY: float = Pretrain.model_fields["checkpoint_seconds"].default
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {"whole, one process": (1, {}), "two halves": (2, {"shard": 2})}
 
 
@@ -63,7 +64,7 @@ def run(world: World, knobs: dict[str, Any], steps: int, folder: Path) -> None:
         (folder / "told").write_text(repr((ends, WAITS)))
 
 
-def timed(save: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
+def timed(save: Callable[..., None]) -> Any:
     def timed_save(checkpoints: Any, step: int) -> None:
         start = time.monotonic()
         save(checkpoints, step)
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=240, help="about as long for each")
     arguments = parser.parse_args()
-    print(f"{count_parameters(CONFIG) / 1e6:.0f}M parameters, a checkpoint every {Pretrain().checkpoint_seconds:.0f} s")
+    print(f"{count_parameters(CONFIG) / 1e6:.0f}M parameters, a checkpoint every {EVERY:.0f} s")
     print("| layout | s a step | training waits for each, s | of checkpoint_seconds | a step takes longer by, s |")
     print("|" + "---|" * 5, flush=True)
     for name, (processes, knobs) in LAYOUTS.items():
@@ -107,7 +108,7 @@ def tabulate(name: str, ends: dict[int, float], waits: dict[int, float]) -> None
     waits = {step: seconds for step, seconds in waits.items() if step < max(ends)}
     took = {step: ends[step + 1] - ends[step] for step in ends if step + 1 in ends}
     alone = statistics.median(seconds for step, seconds in took.items() if step not in waits)
-    share = statistics.mean(waits.values()) / Pretrain().checkpoint_seconds
+    share = statistics.mean(waits.values()) / EVERY
     each = ", ".join(f"{seconds:.2f}" for seconds in waits.values())
     longer = ", ".join(f"{took[step] - alone:.2f}" for step in waits)
     print(f"| {name} | {alone:.2f} | {each} | {share:.1%} | {longer} |", flush=True)

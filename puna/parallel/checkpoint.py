@@ -53,9 +53,8 @@ class PartsCheckpoints(Checkpoints):
         self.folder.mkdir(parents=True, exist_ok=True)
         writer = _Writer(self.folder / f"step-{step:09d}", step, self.config, self.options)
         state = {name: tensor.detach() for name, tensor in self.state().items()}
-        future = dcp.async_save(  # pyright: ignore
-            state, storage_writer=writer, process_group=self.group, async_stager=self.stager
-        )
+        group: Any = self.group
+        future = dcp.async_save(state, storage_writer=writer, process_group=group, async_stager=self.stager)
         assert isinstance(future, Future)
         self.pending = future
 
