@@ -141,7 +141,7 @@ class _Reader:
                     self.enter(name, hints, preformatted)
             position += 1
             text = texts[position]
-            if text and (self.parts or not text.isspace()):
+            if text and (self.parts or not text.isspace() or stack[-1].preformatted):  # code may begin with blanks
                 self.add(text)
         while len(opened) > 1:
             self.close()

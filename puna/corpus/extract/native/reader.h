@@ -331,7 +331,8 @@ static int read_one(Reader *reader, Py_ssize_t *position) {
 }
 
 static int maybe_add(Reader *reader, Slice text) {
-    return text.size && (reader->parts || strip(text).size) ? add(reader, text) : 0;
+    int blank = !reader->parts && !strip(text).size;
+    return text.size && (!blank || innermost(reader)->preformatted) ? add(reader, text) : 0;
 }
 
 static int read_body(Reader *reader) {
