@@ -1,13 +1,13 @@
 """Main-content extraction beside trafilatura and resiliparse: quality by kind of page, and speed, in one run.
 
-    python benchmarks/extraction.py ../shared/data/web_html HALF0.json HALF1.json
+    python benchmarks/extraction.py ../shared/data/web_html FOLDS
 
-Needs trafilatura, lxml_html_clean for it, and the weights that extraction_fit.py fits on either half of the pages.
+Needs trafilatura, lxml_html_clean for it, and the weights that extraction_fit.py --folds fits without each fold.
 
 Pages and their gold text: the development split of WCXB (seven kinds of pages; word-level F1 of its evaluate.py) and a
 part of scrapinghub's article-extraction-benchmark (4-word shingles, precision and recall averaged over pages, as in its
-evaluate.py). Pages fall into two halves by the hash of their domain; puna reads each page with weights fitted on the
-other half. Intervals: 95%, 2,000 resamples of pages, the same for all. Speed: CPU time, contestants in turns.
+evaluate.py). Pages fall into folds by the hash of their domain; puna reads each page with weights fitted on the other
+folds. Intervals: 95%, 2,000 resamples of pages, the same for all. Speed: CPU time, contestants in turns.
 """
 
 import argparse
@@ -42,15 +42,15 @@ class Sample:
     gold: str
 
     @property
-    def half(self) -> int:
-        return hashlib.sha256(domain(self.url).encode()).digest()[0] & 1
+    def domain(self) -> str:
+        """The registered domain, nearly: two labels, three under co.uk and its like."""
+        labels = urlsplit(self.url).netloc.lower().split(":")[0].split(".")
+        second_level = labels[-2:-1] in (["co"], ["com"], ["org"], ["ac"], ["gov"], ["net"]) and len(labels[-1]) == 2
+        return ".".join(labels[-3 if second_level else -2 :])
 
-
-def domain(url: str) -> str:
-    """The registered domain, nearly: two labels, three under co.uk and its like."""
-    labels = urlsplit(url).netloc.lower().split(":")[0].split(".")
-    second_level = len(labels) > 2 and labels[-2] in ("co", "com", "org", "ac", "gov", "net") and len(labels[-1]) == 2
-    return ".".join(labels[-3 if second_level else -2 :])
+    def fold(self, folds: int) -> int:
+        """By the hash of the domain, whose pages are all in one."""
+        return int.from_bytes(hashlib.sha256(self.domain.encode()).digest()[:4], "big") % folds
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -100,15 +100,15 @@ def mean(scores: np.ndarray) -> float:
     return float(scores.mean())
 
 
-def contestants(fitted: tuple[Path, Path]) -> dict[str, Callable[[Sample], str]]:
-    """`fitted`: the weights fitted on half 0 and on half 1."""
+def contestants(fitted: list[Path]) -> dict[str, Callable[[Sample], str]]:
+    """`fitted`: the weights fitted without each fold."""
     from resiliparse.extract.html2text import extract_plain_text
     from trafilatura import extract as trafilatura  # pyright: ignore[reportMissingImports]
 
     from puna.corpus.extract import extract, network, page
 
     def puna(sample: Sample) -> str:
-        page.load_network = lambda: network.load_network(fitted[1 - sample.half])
+        page.load_network = lambda: network.load_network(fitted[sample.fold(len(fitted))])
         return extract(sample.html).text
 
     def resiliparse(sample: Sample) -> str:
@@ -177,14 +177,15 @@ def speed(samples: list[Sample], seconds: dict[str, np.ndarray]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with wcxb_dev.jsonl.xz and scrapinghub_aeb.jsonl.xz")
-    parser.add_argument("fitted", type=Path, nargs=2, help="weights fitted on half 0 and on half 1")
+    parser.add_argument("fitted", type=Path, help="the folder that extraction_fit.py --folds wrote")
     parser.add_argument("--every", type=int, default=1, help="take every n-th page only")
     arguments = parser.parse_args()
     samples = load(arguments.folder)[:: arguments.every]
-    names = contestants(tuple(arguments.fitted))
+    fitted = [arguments.fitted / f"fold{fold}.json" for fold in range(len(list(arguments.fitted.glob("fold*.json"))))]
+    names = contestants(fitted)
     for extract in names.values():
-        for half in (0, 1):  # warm up
-            extract(next(sample for sample in samples if sample.half == half))
+        for sample in samples[:50]:  # warm up; loads the weights
+            extract(sample)
     texts, seconds = run(samples, names)
     quality(samples, texts)
     speed(samples, seconds)

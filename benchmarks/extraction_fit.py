@@ -1,7 +1,7 @@
 """Fit the weights of puna/corpus/extract/network.py on the development pages, and write weights.json.
 
     python benchmarks/extraction_fit.py ../shared/data/web_html                             # some minutes on one core
-    python benchmarks/extraction_fit.py ../shared/data/web_html --half 0 --out half0.json   # to be tested on half 1
+    python benchmarks/extraction_fit.py ../shared/data/web_html --folds 5 --out folds       # for extraction.py
 
 Pages: WCXB's development split, scrapinghub's article benchmark, Mozilla's readability tests and trafilatura's
 evaluation, whose pages have marked segments only. No text of a page goes into the weights file: it holds words that at
@@ -11,14 +11,17 @@ least 12 domains use, and numbers.
 import argparse
 import base64
 import json
+import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from extraction import Sample, domain, load, read_lines
+from extraction import Sample, load, read_lines
+from extraction_labels import TOKEN, label, label_segments
 from resiliparse.parse.html import HTMLTree
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +30,7 @@ from puna.corpus.extract import network
 from puna.corpus.extract.blocks import Block, read_blocks
 from puna.corpus.extract.features import alike, enclosing, measure, numbers, opening
 from puna.corpus.extract.markup import WORD, Markup, head_and_body
+from puna.corpus.extract.metadata import find_title, metas
 
 TAGS = (
     "nav footer header aside article main section ul ol li dl dt dd p h1 h2 h3 h4 h5 h6 table tr td th form pre code"
@@ -38,81 +42,61 @@ FITTED_ON = (
     "the development pages of WCXB, scrapinghub's article-extraction-benchmark, Mozilla's readability tests and"
     " trafilatura's evaluation"
 )
-TOKEN = re.compile(r"\w+")
 MIN_DOMAINS = 12
 HINTS, OPENINGS = 160, 128
 """Words chosen, of attributes and of the beginnings of blocks."""
-WIDTH, DEPTH, BATCH, MAX_BLOCKS = 32, 5, 12, 1500
-DROPPED_BITS, DROPPED_OPENINGS = 0.3, 0.15
-"""Shares of a page's bits left out while fitting; of pages that lose all openings, as if in another language."""
+WIDTH, DEPTH, BATCH, MAX_BLOCKS = 32, 5, 12, 1000
+GAP = 2 ** (DEPTH - 1)
+DROPPED, DROPPED_BITS, DROPPED_OPENINGS = 0.2, 0.3, 0.15
+"""Shares of a page's channels and bits left out while fitting; of pages that lose all openings, as if in another
+language."""
 ARTICLE_WEIGHT = 8.0
 """Of a page of the article benchmark, of which there are few."""
+
+
+class Bag:
+    """The bit sets of a page's blocks: the distinct ones, packed, [sets, bytes], and which is whose [blocks]."""
+
+    def __init__(self, sets: list[bytes], bits: int) -> None:
+        known = {value: i for i, value in enumerate(dict.fromkeys(sets))}
+        self.packed = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), -1)
+        self.which = np.array([known[value] for value in sets])
+        self.bits = bits
+
+    @property
+    def sets(self) -> np.ndarray:
+        """[sets, bits] of 0 and 1."""
+        return np.unpackbits(self.packed, axis=1, count=self.bits, bitorder="little")
+
+    def tally(self, weight: np.ndarray) -> np.ndarray:
+        """[bits, n] what the blocks with a bit weigh, by weight [blocks, n]."""
+        whole = np.zeros((len(self.packed), weight.shape[1]), np.float32)
+        np.add.at(whole, self.which, weight)
+        return self.sets.T.astype(np.float32) @ whole
 
 
 @dataclass
 class Example:
     sample: Sample
-    blocks: list[Block]
-    containers: np.ndarray
-    title: str
+    numbers: np.ndarray
+    """[blocks, features]"""
+    bags: list[Bag]
+    """Of hints, near and openings."""
     labels: np.ndarray
     """[blocks] share of the words that are content, NaN where unknown."""
     words: np.ndarray
     """[blocks] their number."""
 
+    @cached_property
+    def weight(self) -> np.ndarray:
+        """[blocks, 2] of blocks that are not content, and of those that are; 1 together."""
+        root, content = np.sqrt(self.words), np.nan_to_num(self.labels) > 0.5
+        return np.stack([root * ~content, root * content], 1) / max(1, root.sum())
 
-def tokens(text: str) -> list[str]:
-    return TOKEN.findall(text.lower())
-
-
-def label(texts: list[str], gold: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of each block, the share of words within a 3-gram of the gold text, across the borders of blocks. Of blocks that
-    repeat, only as many count as the gold text has: those whose neighbours are content too."""
-    lists = [tokens(text) for text in texts]
-    flat, said = [word for words in lists for word in words], tokens(gold)
-    grams = set(zip(said, said[1:], said[2:]))
-    covered = np.zeros(len(flat), bool)
-    for i, gram in enumerate(zip(flat, flat[1:], flat[2:])):
-        if gram in grams:
-            covered[i : i + 3] = True
-    count = np.array([len(words) for words in lists], np.float32)
-    ends = np.cumsum(count).astype(int)
-    sums = np.concatenate([[0], np.cumsum(covered)])
-    labels = (sums[ends] - sums[ends - count.astype(int)]) / np.where(count, count, np.nan)
-    _drop_repeats(lists, labels.copy(), labels, count, f" {' '.join(said)} ")
-    return labels.astype(np.float32), count
-
-
-def _drop_repeats(lists: list[list[str]], before: np.ndarray, labels: np.ndarray, count: np.ndarray, gold: str) -> None:
-    places: dict[str, list[int]] = defaultdict(list)
-    for i, words in enumerate(lists):
-        if before[i] > 0.5:
-            places[f" {' '.join(words)} "].append(i)
-    content = np.nan_to_num(before) * count
-    for text, found in places.items():
-        room = max(1, gold.count(text))
-        if len(found) > room:
-
-            def share_of_content(i: int) -> float:
-                around = slice(max(0, i - 6), i + 7)
-                return float(content[around].sum() / max(1, count[around].sum()))
-
-            ranked = sorted(found, key=share_of_content, reverse=True)
-            labels[ranked[room:]] = 0
-
-
-def label_segments(texts: list[str], segments: dict) -> tuple[np.ndarray, np.ndarray]:
-    """From segments that must be found and that must not: NaN for blocks with neither."""
-    wanted, unwanted = ([" ".join(tokens(s)) for s in segments.get(key) or []] for key in ("with", "without"))
-    labels, count = np.full(len(texts), np.nan, np.float32), np.zeros(len(texts), np.float32)
-    for i, text in enumerate(texts):
-        words = tokens(text)
-        line, count[i] = " ".join(words), len(words)
-        if any(s and s in line for s in wanted):
-            labels[i] = 1
-        elif any(s and s in line and len(line) < 4 * len(s) + 40 for s in unwanted):
-            labels[i] = 0
-    return labels, count
+    @cached_property
+    def tallies(self) -> list[np.ndarray]:
+        """Of each bag, by bit."""
+        return [bag.tally(self.weight) for bag in self.bags]
 
 
 def load_more(folder: Path) -> list[tuple[Sample, dict | None]]:
@@ -130,47 +114,54 @@ def load_more(folder: Path) -> list[tuple[Sample, dict | None]]:
     return more
 
 
-def examples(folder: Path, half: int | None) -> tuple[list[Example], list[str]]:
-    """The pages of a half, or all, and the tags and words that may be chosen, by their bits."""
+def examples(folder: Path) -> tuple[list[Example], list[str], list[str]]:
+    """The pages; the tags and words of attributes, and the words that blocks begin with, by their bits."""
     pages = [(s, None) for s in load(folder) if TOKEN.search(s.gold)] + load_more(folder)
-    pages = [(sample, segments) for sample, segments in pages if half is None or sample.half == half]
     trees = [HTMLTree.parse(sample.html) for sample, _ in pages]
-    bodies = [head_and_body(str(tree))[1] for tree in trees]
-    domains: dict[str, set[str]] = defaultdict(set)
-    for (sample, _), body in zip(pages, bodies):
-        for value in set(VALUE.findall(body)):
-            for word in WORD.findall(value):
-                domains[word.lower()].add(domain(sample.url))
-    words = sorted(word for word, seen in domains.items() if len(seen) >= MIN_DOMAINS and len(word) > 1)
-    vocabulary = {word: i for i, word in enumerate([f"<{tag}" for tag in TAGS.split()] + ["hidden"])}
-    for word in words:
-        vocabulary.setdefault(word, len(vocabulary))
-    found, markup = [], Markup(vocabulary)
-    for (sample, segments), tree, body in zip(pages, trees, bodies):
-        blocks, containers = read_blocks(body, markup)
+    parts = [head_and_body(str(tree)) for tree in trees]
+    domains = [sample.domain for sample, _ in pages]
+    described = [
+        {word.lower() for value in set(VALUE.findall(body)) for word in WORD.findall(value)} for _, body in parts
+    ]
+    first = [f"<{tag}" for tag in TAGS.split()] + ["hidden"]
+    words = first + [word for word in frequent(described, domains) if len(word) > 1 and word not in first]
+    markup = Markup({word: bit for bit, word in enumerate(words)})
+    read = [read_blocks(body, markup) for _, body in parts]
+    begun = frequent([{word for block in blocks for word in opening(block.text)} for blocks, _ in read], domains)
+    found = []
+    for (sample, segments), tree, (head, _), (blocks, containers) in zip(pages, trees, parts, read):
         if blocks:
-            texts = [block.text for block in blocks]
-            labels, count = label(texts, sample.gold) if segments is None else label_segments(texts, segments)
-            title = " ".join((tree.title or "").split())
-            found.append(Example(sample, blocks, containers, title, labels, count))
-    return found, list(vocabulary)
+            title = find_title(tree.title or "", metas(head))
+            found.append(example(sample, segments, title, blocks, containers, words, begun))
+    return found, words, begun
 
 
-def unpack(sets: list[bytes], size: int) -> np.ndarray:
-    """[sets, size] of 0 and 1."""
-    packed = np.frombuffer(b"".join(sets), np.uint8).reshape(len(sets), -1)
-    return np.unpackbits(packed, axis=1, count=size, bitorder="little")
+def frequent(sets: list[set[str]], domains: list[str]) -> list[str]:
+    """The words that pages of MIN_DOMAINS domains have."""
+    users: dict[str, set[str]] = defaultdict(set)
+    for words, name in zip(sets, domains):
+        for word in words:
+            users[word].add(name)
+    return sorted(word for word, names in users.items() if len(names) >= MIN_DOMAINS)
 
 
-def information(pages: list[Example], inputs: list[np.ndarray]) -> np.ndarray:
+def example(
+    sample: Sample, segments: dict | None, title: str, blocks: list[Block], containers: np.ndarray, words: list[str],
+    begun: list[str],
+) -> Example:  # fmt: skip
+    texts = [block.text for block in blocks]
+    labels, count = label(texts, sample.gold) if segments is None else label_segments(texts, segments)
+    rows, opened = measure(blocks, title, {word: bit for bit, word in enumerate(begun)})
+    bags = [Bag([block.hints for block in blocks], len(words)), Bag([block.near for block in blocks], len(words))]
+    inputs = numbers(rows, alike(blocks, containers), containers, enclosing(containers))
+    return Example(sample, inputs, [*bags, Bag(opened, len(begun))], labels, count)
+
+
+def information(pages: list[Example], bag: int) -> np.ndarray:
     """[bits] what each bit tells about being content, in nats a block; 0 for bits of few pages."""
-    size = inputs[0].shape[1]
-    inside, total, seen = np.zeros((size, 2)), np.zeros(2), np.zeros(size)
-    for page, bits in zip(pages, inputs):
-        content = np.nan_to_num(page.labels) > 0.5
-        weight = np.sqrt(page.words) / max(1, np.sqrt(page.words).sum())
-        both = np.stack([weight * ~content, weight * content], 1)
-        inside, total, seen = inside + bits.T @ both, total + both.sum(0), seen + bits.any(0)
+    total = np.sum([page.weight.sum(0) for page in pages], 0, np.float64)
+    inside = np.sum([page.tallies[bag] for page in pages], 0, np.float64)
+    seen = np.sum([(page.tallies[bag] > 0).any(1) for page in pages], 0)
 
     def entropy(counts: np.ndarray) -> np.ndarray:
         share = counts / np.maximum(counts.sum(-1, keepdims=True), 1e-9)
@@ -185,79 +176,138 @@ def best(scores: np.ndarray, count: int) -> list[int]:
     return sorted(np.argsort(-scores)[:count].tolist())
 
 
-class Net(nn.Module):
-    """The network of puna/corpus/extract/network.py, on padded batches."""
+@dataclass
+class Inputs:
+    """A page as the network sees it."""
 
-    def __init__(self, inputs: int) -> None:
+    numbers: Tensor
+    """[blocks, features]"""
+    bags: list[tuple[Tensor, Tensor]]
+    """Of hints, near and openings: the distinct sets [sets, bits], and which is whose [blocks]."""
+    labels: Tensor
+    words: Tensor
+    weight: float
+
+    def part(self, random: np.random.Generator) -> "Inputs":
+        """MAX_BLOCKS of a longer page, from a random place."""
+        start = int(random.integers(0, max(1, len(self.labels) - MAX_BLOCKS)))
+        cut = slice(start, start + MAX_BLOCKS)
+        bags = [(sets, which[cut]) for sets, which in self.bags]
+        return Inputs(self.numbers[cut], bags, self.labels[cut], self.words[cut], self.weight)
+
+
+def inputs(page: Example, scaled: np.ndarray, bits: list[list[int]]) -> Inputs:
+    """`bits`: those chosen of each bag."""
+    chosen = [bag.sets[:, columns].astype(np.float32) for bag, columns in zip(page.bags, bits)]
+    return Inputs(
+        torch.from_numpy(scaled),
+        [(torch.from_numpy(sets), torch.from_numpy(bag.which)) for sets, bag in zip(chosen, page.bags)],
+        torch.from_numpy(np.nan_to_num(page.labels)),
+        torch.from_numpy(np.where(np.isnan(page.labels), 0, page.words)),
+        ARTICLE_WEIGHT if page.sample.kind == "benchmark article" else 1.0,
+    )
+
+
+class Batch:
+    """Pages one after the other, with GAP empty rows around each, across which no convolution sees."""
+
+    def __init__(self, pages: list[Inputs]) -> None:
+        lengths = [rows for page in pages for rows in (GAP, len(page.labels))] + [GAP]
+        self.pages, self.rows = pages, sum(lengths)
+        ends = np.cumsum(lengths)[1::2].tolist()
+        self.spans = [slice(end - len(page.labels), end) for page, end in zip(pages, ends)]
+        """The rows of each page."""
+        owners = torch.arange(1, len(lengths) + 1) // 2 * (torch.arange(len(lengths)) % 2)
+        self.owner = torch.repeat_interleave(owners, torch.tensor(lengths))
+        """[rows] number of the page, from 1; 0 between pages."""
+
+    def rowwise(self, parts: list[Tensor]) -> Tensor:
+        """[rows, ...] of what each page has for its blocks."""
+        whole = parts[0].new_zeros(self.rows, *parts[0].shape[1:])
+        for span, part in zip(self.spans, parts):
+            whole[span] = part
+        return whole
+
+    def bag(self, number: int, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """The sets of all pages, of which each page keeps its bits in `kept` [pages, bits], and which is whose."""
+        sets = [page.bags[number][0] * bits for page, bits in zip(self.pages, kept)]
+        starts = np.cumsum([0, *map(len, sets[:-1])]).tolist()
+        return torch.cat(sets), self.rowwise([page.bags[number][1] + at for page, at in zip(self.pages, starts)])
+
+    def sums(self, values: Tensor) -> Tensor:
+        """[pages] from [rows]."""
+        return values.new_zeros(len(self.pages) + 1).index_add(0, self.owner, values)[1:]
+
+
+class Net(nn.Module):
+    """The network of puna/corpus/extract/network.py, while it learns. Dropped are whole channels of a page, and bits of
+    a page, so that no single word decides."""
+
+    def __init__(self, features: int, bits: list[int]) -> None:
         super().__init__()
-        self.first = nn.Linear(inputs, WIDTH)
-        self.conv = nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 3, padding=2**i, dilation=2**i) for i in range(DEPTH))
+        self.first = nn.Linear(features + sum(bits), WIDTH)
+        self.parts = [features, *bits]
+        self.conv = nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 3) for _ in range(DEPTH))
         self.page = nn.Linear(2 * WIDTH, WIDTH)
         self.last = nn.Linear(WIDTH, 1)
-        self.drop = nn.Dropout(0.3)
 
-    def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """Logits [batch, blocks] from [batch, blocks, inputs]; `mask` is 1 on blocks, 0 on padding."""
-        state = self.drop(torch.relu(self.first(inputs)) * mask[..., None]).transpose(1, 2)
-        mask = mask[:, None]
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [rows]."""
+        plain, *bagged = self.first.weight.T.split(self.parts)
+        state = torch.addmm(self.first.bias, batch.rowwise([page.numbers for page in batch.pages]), plain)
+        for number, weight in enumerate(bagged):
+            kept = torch.rand(len(batch.pages), len(weight)) > DROPPED_BITS
+            if number == len(bagged) - 1:
+                kept &= torch.rand(len(batch.pages), 1) > DROPPED_OPENINGS
+            sets, which = batch.bag(number, kept.float())
+            state = state + (sets @ weight)[which]
+        state = torch.relu(state) * self.dropped(batch)
         for i, conv in enumerate(self.conv):
-            state = (state + self.drop(torch.relu(conv(state)))) * mask
+            near, (before, here, after) = 2**i, conv.weight.permute(2, 1, 0)  # pyright: ignore[reportCallIssue]
+            padded = F.pad(state, (0, 0, near, near))
+            seen = torch.addmm(conv.bias, padded[: -2 * near], before).addmm_(state, here)  # pyright: ignore
+            state = torch.addcmul(state, seen.addmm_(padded[2 * near :], after).relu_(), self.dropped(batch))
             if i == DEPTH // 2:
-                page = torch.cat([state.sum(2) / mask.sum(2), (state - 1e4 * (1 - mask)).amax(2)], 1)
-                state = (state + torch.relu(self.page(page))[:, :, None]) * mask
-        return self.last(state.transpose(1, 2))[..., 0]
+                whole = [torch.cat([state[span].mean(0), state[span].amax(0)]) for span in batch.spans]
+                told = torch.relu(self.page(torch.stack(whole)))
+                state = state + F.pad(told, (0, 0, 1, 0))[batch.owner]
+        return self.last(state)[:, 0]
+
+    @staticmethod
+    def dropped(batch: Batch) -> Tensor:
+        """[rows, WIDTH] what to multiply with: 0 between pages and for the channels that a page loses."""
+        kept = (torch.rand(len(batch.pages), WIDTH) > DROPPED).float() / (1 - DROPPED)
+        return F.pad(kept, (0, 0, 1, 0))[batch.owner]
 
 
-def loss(logits: Tensor, labels: Tensor, words: Tensor, weight: Tensor) -> Tensor:
+def loss(logits: Tensor, batch: Batch) -> Tensor:
     """Cross entropy, a block weighing the root of its words, and 1 - F1 with probabilities for counts; both by page."""
-    share = words.sqrt() / words.sqrt().sum(1, keepdim=True).clamp(min=1)
-    entropy = (F.binary_cross_entropy_with_logits(logits, labels, reduction="none") * share).sum(1)
-    kept = torch.sigmoid(logits) * words
-    f1 = 2 * (kept * labels).sum(1) / (kept.sum(1) + (labels * words).sum(1)).clamp(min=1)
-    return ((entropy + 1 - f1) * weight).mean()
+    labels, words = (batch.rowwise([getattr(page, name) for page in batch.pages]) for name in ("labels", "words"))
+    root = words.sqrt()
+    entropy = batch.sums(F.binary_cross_entropy_with_logits(logits, labels, reduction="none") * root)
+    kept, content = torch.sigmoid(logits) * words, labels * words
+    f1 = 2 * batch.sums(kept * labels) / (batch.sums(kept) + batch.sums(content)).clamp(min=1)
+    weight = torch.tensor([page.weight for page in batch.pages])
+    return ((entropy / batch.sums(root).clamp(min=1) + 1 - f1) * weight).mean()
 
 
-def batch_loss(
-    net: Net, pages: list[Example], inputs: list[Tensor], features: int, random: np.random.Generator
-) -> Tensor:
-    """Of some pages, each cut to MAX_BLOCKS at a random place and without some of its bits."""
-    longest = max(min(len(rows), MAX_BLOCKS) for rows in inputs)
-    padded = torch.zeros(len(pages), longest, inputs[0].shape[1])
-    labels, words, mask = (torch.zeros(len(pages), longest) for _ in range(3))
-    for i, (page, rows) in enumerate(zip(pages, inputs)):
-        start = int(random.integers(0, max(1, len(rows) - MAX_BLOCKS)))
-        part = slice(start, start + MAX_BLOCKS)
-        size = len(rows[part])
-        padded[i, :size] = rows[part]
-        labels[i, :size] = torch.from_numpy(np.nan_to_num(page.labels[part]))
-        words[i, :size] = torch.from_numpy(np.where(np.isnan(page.labels[part]), 0, page.words[part]))
-        mask[i, :size] = 1
-    kept = random.random((len(pages), padded.shape[2])) > DROPPED_BITS
-    kept[:, -OPENINGS:] &= random.random((len(pages), 1)) > DROPPED_OPENINGS
-    kept[:, :features] = True
-    padded *= torch.from_numpy(kept)[:, None].float()
-    weight = torch.tensor([ARTICLE_WEIGHT if page.sample.kind == "benchmark article" else 1.0 for page in pages])
-    return loss(net(padded, mask), labels, words, weight)
-
-
-def fit(pages: list[Example], inputs: list[Tensor], features: int, epochs: int, rate: float = 3e-3) -> Net:
-    """Inputs [blocks, features + bits] each. Returns the average of the weights over the last steps. Pages of like
-    length share a batch; a page loses a quarter of all bits at random, so that no single word decides."""
+def fit(pages: list[Inputs], epochs: int, rate: float = 3e-3) -> Net:
+    """Returns the average of the weights over the last steps. Pages of like length share a batch."""
     random = np.random.default_rng(0)
     torch.manual_seed(0)
-    net = Net(inputs[0].shape[1])
+    net = Net(pages[0].numbers.shape[1], [sets.shape[1] for sets, _ in pages[0].bags])
     average = {name: value.clone() for name, value in net.state_dict().items()}
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.05)
-    steps, step = epochs * (len(pages) // BATCH), 0
+    steps, step = epochs * math.ceil(len(pages) / BATCH), 0
     for epoch in range(epochs):
-        order = sorted(range(len(pages)), key=lambda i: min(len(inputs[i]), MAX_BLOCKS) * random.uniform(0.7, 1.4))
+        order = sorted(pages, key=lambda page: min(len(page.labels), MAX_BLOCKS) * random.uniform(0.7, 1.4))
         batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
         total = 0.0
         for number in random.permutation(len(batches)):
             step += 1
             optimizer.param_groups[0]["lr"] = rate * min(1, step / 50) * max(0.02, 1 - step / (steps + 60))
-            chosen = batches[number]
-            error = batch_loss(net, [pages[i] for i in chosen], [inputs[i] for i in chosen], features, random)
+            batch = Batch([page.part(random) for page in batches[number]])
+            error = loss(net(batch), batch)
             optimizer.zero_grad()
             error.backward()
             optimizer.step()
@@ -268,6 +318,20 @@ def fit(pages: list[Example], inputs: list[Tensor], features: int, epochs: int, 
         print(f"epoch {epoch + 1} of {epochs}: loss {total / len(batches):.4f}", flush=True)
     net.load_state_dict(average)
     return net
+
+
+def fit_weights(
+    pages: list[Example], words: list[str], begun: list[str], epochs: int, fitted_on: str, path: Path
+) -> None:
+    """Choose words, fit, and write the weights to `path`."""
+    score = information(pages, 0) + information(pages, 1)
+    hints = best(score + [word.startswith("<") for word in words], HINTS)  # all tags first
+    openings = best(information(pages, 2), OPENINGS)
+    rows = np.concatenate([page.numbers for page in pages])
+    mean, scale = rows.mean(0), rows.std(0) + 1e-3
+    net = fit([inputs(page, (page.numbers - mean) / scale, [hints, hints, openings]) for page in pages], epochs)
+    vocabulary, opened = [words[bit] for bit in hints], [begun[bit] for bit in openings]
+    save(net, torch.from_numpy(mean), torch.from_numpy(scale), vocabulary, opened, fitted_on, path)
 
 
 def save(
@@ -307,52 +371,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with the development pages")
     parser.add_argument("--out", type=Path, default=Path(network.__file__).with_name("weights.json"))
-    parser.add_argument("--epochs", type=int, default=18)
-    parser.add_argument("--half", type=int, choices=(0, 1), help="of the pages, by the hash of their domains")
+    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument(
+        "--folds", type=int, default=0, help="fit without each fold of the pages; --out is then a folder"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pages, words = examples(arguments.folder, arguments.half)
-
-    hints = [unpack([block.hints for block in page.blocks], len(words)) for page in pages]
-    near = [unpack([block.near for block in page.blocks], len(words)) for page in pages]
-    score = information(pages, hints) + information(pages, near)
-    chosen = best(score + [word.startswith("<") for word in words], HINTS)  # all tags first
-
-    firsts = [[opening(block.text) for block in page.blocks] for page in pages]
-    used = Counter({word: 0 for page in firsts for block in page for word in block})
-    for name in {domain(page.sample.url) for page in pages}:
-        same = [first for page, first in zip(pages, firsts) if domain(page.sample.url) == name]
-        used.update({word for page in same for block in page for word in block})
-    common = {word: i for i, word in enumerate(sorted(word for word, count in used.items() if count >= MIN_DOMAINS))}
-    width = (len(common) + 7) // 8
-    begun = [
-        unpack([sum({1 << common[w] for w in b if w in common}).to_bytes(width, "little") for b in page], len(common))
-        for page in firsts
-    ]
-    openings = best(information(pages, begun), OPENINGS)
-
-    plain = [
-        torch.from_numpy(
-            numbers(
-                measure(page.blocks, page.title, {})[0],
-                alike(page.blocks, page.containers),
-                page.containers,
-                enclosing(page.containers),
-            )
-        )
-        for page in pages
-    ]
-    mean, scale = torch.cat(plain).mean(0), torch.cat(plain).std(0) + 1e-3
-    inputs = [
-        torch.cat(
-            [(p - mean) / scale, torch.from_numpy(np.concatenate([h[:, chosen], n[:, chosen], b[:, openings]], 1))], 1
-        )
-        for p, h, n, b in zip(plain, hints, near, begun)
-    ]
-    net = fit(pages, inputs, len(mean), arguments.epochs)
-    opened = list(common)
-    half = "" if arguments.half is None else f"half {arguments.half}, by the hash of the domain, of "
-    save(net, mean, scale, [words[i] for i in chosen], [opened[i] for i in openings], half + FITTED_ON, arguments.out)
+    pages, words, begun = examples(arguments.folder)
+    if not arguments.folds:
+        fit_weights(pages, words, begun, arguments.epochs, FITTED_ON, arguments.out)
+    for fold in range(arguments.folds):
+        others = [page for page in pages if page.sample.fold(arguments.folds) != fold]
+        fitted_on = f"all but fold {fold} of {arguments.folds}, by the hash of the domain, of {FITTED_ON}"
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        fit_weights(others, words, begun, arguments.epochs, fitted_on, arguments.out / f"fold{fold}.json")
 
 
 if __name__ == "__main__":
