@@ -371,7 +371,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with the development pages")
     parser.add_argument("--out", type=Path, default=Path(network.__file__).with_name("weights.json"))
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument(
         "--folds", type=int, default=0, help="fit without each fold of the pages; --out is then a folder"
     )

@@ -7,19 +7,27 @@ import numpy as np
 from puna.corpus.extract.blocks import Block
 from puna.corpus.extract.render import LONG_CELL
 
-MARGIN = 0.2
+MARGIN = 0.35
 """Of the F1 that is to be expected, less this is the probability that a block needs."""
 LEAST = 0.2
 BESIDE = 0.77
 """Of that probability, is enough for a block beside one kept: losing a paragraph costs more than a line too much."""
+UNLIKELY = 0.05
+"""A probability up to which a caption is kept nowhere: who took the picture, say."""
 SHORT_PAGE = 500
 """Characters; of a page with fewer, something is kept."""
+TITLES = ("h1", "h2", "h3")
 HEADINGS = ("h2", "h3", "h4", "h5", "h6")
-FILE_NAME = re.compile(r"\S+\.(?:jpe?g|png|gif|webp|svg|bmp|tiff?|avif)\b|^\w*\d{3,}\w*$", re.IGNORECASE)
+WORD = re.compile(r"[^\W\d_]+")
+FILE_NAME = re.compile(
+    r"\S+\.(?:jpe?g|png|gif|webp|svg|bmp|tiff?|avif)\b|^\w*\d{3,}\w*$|\b\d{3,4}x\d{3,4}", re.IGNORECASE
+)
 LONG_COPY = 60
 """Characters; shorter lines may well come twice."""
 MIN_ALT_WORDS = 3
 """Fewer are a name or a logo."""
+AS_HEADED = 0.75
+"""Of the words of an alternative text so many in one heading: programs fill it in with the headline."""
 
 
 def choose(blocks: list[Block], probabilities: np.ndarray) -> list[Block]:
@@ -94,7 +102,8 @@ def keep_groups(blocks: list[Block], probabilities: list[float], kept: list[bool
             end += 1
         if not all(kept[start:end]):
             amid = (start == 0 or kept[start - 1]) and (end == len(blocks) or probabilities[end] > BESIDE * threshold)
-            if (amid or sum(probabilities[start:end]) > threshold * (end - start)) and whole(blocks[start:end]):
+            least = threshold if not amid else UNLIKELY if in_figure(blocks[start]) else -1
+            if sum(probabilities[start:end]) > least * (end - start) and whole(blocks[start:end]):
                 kept[start:end] = [True] * (end - start)
         start = end
     for i in range(len(blocks) - 2, -1, -1):  # a heading stays with its text, a term with its definition
@@ -102,6 +111,10 @@ def keep_groups(blocks: list[Block], probabilities: list[float], kept: list[bool
             block, following = blocks[i], blocks[i + 1]
             term = block.tag == "dt" and following.group == block.group
             kept[i] = term or (block.tag in HEADINGS and i > 0 and kept[i - 1])
+
+
+def in_figure(block: Block) -> bool:
+    return block.group > 0 and not block.row and block.tag not in ("dt", "dd")
 
 
 def whole(group: list[Block]) -> bool:
@@ -115,8 +128,7 @@ def whole(group: list[Block]) -> bool:
 
 def pictures(blocks: list[Block], text: list[int], chosen: set[int]) -> set[int]:
     """Indices of pictures amid the chosen blocks whose alternative text says something that is not said beside them."""
-    found: set[int] = set()
-    said = {blocks[i].text for i in chosen}
+    amid: list[int] = []
     before = -1
     after = iter([*text, len(blocks)])
     following = next(after)
@@ -125,10 +137,21 @@ def pictures(blocks: list[Block], text: list[int], chosen: set[int]) -> set[int]
             before, following = i, next(after, len(blocks))
         if block.tag != "img" or not chosen:
             continue
-        amid = (before < 0 or before in chosen) and (following == len(blocks) or following in chosen)
-        if not amid or len(block.text.split()) < MIN_ALT_WORDS or FILE_NAME.search(block.text):
-            continue
-        if block.text not in said:
-            said.add(block.text)
-            found.add(i)
+        if (before < 0 or before in chosen) and (following == len(blocks) or following in chosen):
+            amid.append(i)
+    named = [i for i in amid if len(blocks[i].text.split()) >= MIN_ALT_WORDS and not FILE_NAME.search(blocks[i].text)]
+    found: set[int] = set()
+    if named:
+        said = "\n".join(blocks[i].text.lower() for i in sorted(chosen))
+        headings = [words(blocks[i]) for i in text if blocks[i].tag in TITLES]
+        for i in named:
+            alt, own = blocks[i].text.lower(), words(blocks[i])
+            headed = any(len(own & heading) >= AS_HEADED * len(own) for heading in headings)
+            if not headed and alt not in said:
+                said += "\n" + alt
+                found.add(i)
     return found
+
+
+def words(block: Block) -> set[str]:
+    return set(WORD.findall(block.text.lower()))
