@@ -16,6 +16,9 @@ UNLIKELY = 0.05
 """A probability up to which a caption is kept nowhere: who took the picture, say."""
 SHORT_PAGE = 500
 """Characters; of a page with fewer, something is kept."""
+PARAGRAPHS = ("p", "div", "section", "article", "body")
+ALL_LINK, PROSE = 0.8, 80
+"""Share of a paragraph in links that makes it a link; characters that make one prose."""
 TITLES = ("h1", "h2", "h3")
 HEADINGS = ("h2", "h3", "h4", "h5", "h6")
 WORD = re.compile(r"[^\W\d_]+")
@@ -47,7 +50,7 @@ def choose(blocks: list[Block], probabilities: np.ndarray) -> list[Block]:
     keep_beside(likely, kept, BESIDE * usual)
     keep_groups(shown, likely, kept, usual)
     keep_beside(likely, kept, BESIDE * usual)
-    chosen = {i for i, keep in zip(text, kept) if keep}
+    chosen = without_teasers(blocks, [i for i, keep in zip(text, kept) if keep])
     if len(text) < len(blocks):
         chosen |= pictures(blocks, text, chosen)
     return without_copies([blocks[i] for i in sorted(chosen)])
@@ -60,6 +63,22 @@ def expected_f1(lengths: np.ndarray, probabilities: np.ndarray) -> float:
     order = np.argsort(-probabilities, kind="stable")
     kept, content = np.cumsum(lengths[order]), np.cumsum(lengths[order] * probabilities[order].astype(np.float64))
     return float((2 * content / (kept + content[-1])).max())
+
+
+def without_teasers(blocks: list[Block], kept: list[int]) -> set[int]:
+    """Without paragraphs amid prose that are a link and nothing else: "Read more: ..."."""
+    teasers = set()
+    for before, here, after in zip(kept, kept[1:], kept[2:]):
+        block = blocks[here]
+        if block.tag in PARAGRAPHS and " " in block.text and is_link(block):
+            around = (blocks[before], blocks[after])
+            if all(len(b.text) > PROSE and 2 * b.links < len(b.text) for b in around):
+                teasers.add(here)
+    return set(kept) - teasers
+
+
+def is_link(block: Block) -> bool:
+    return block.links > ALL_LINK * len(block.text)
 
 
 def without_copies(blocks: list[Block]) -> list[Block]:
@@ -138,7 +157,8 @@ def pictures(blocks: list[Block], text: list[int], chosen: set[int]) -> set[int]
         if block.tag != "img" or not chosen:
             continue
         if (before < 0 or before in chosen) and (following == len(blocks) or following in chosen):
-            amid.append(i)
+            if following == len(blocks) or not is_link(blocks[following]):  # else it is the link's thumbnail
+                amid.append(i)
     named = [i for i in amid if len(blocks[i].text.split()) >= MIN_ALT_WORDS and not FILE_NAME.search(blocks[i].text)]
     found: set[int] = set()
     if named:
