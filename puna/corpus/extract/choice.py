@@ -154,11 +154,10 @@ def pictures(blocks: list[Block], text: list[int], chosen: set[int]) -> set[int]
     for i, block in enumerate(blocks):
         if i == following:
             before, following = i, next(after, len(blocks))
-        if block.tag != "img" or not chosen:
+        if block.tag != "img" or not chosen or (before >= 0 and before not in chosen):
             continue
-        if (before < 0 or before in chosen) and (following == len(blocks) or following in chosen):
-            if following == len(blocks) or not is_link(blocks[following]):  # else it is the link's thumbnail
-                amid.append(i)
+        if following == len(blocks) or (following in chosen and not is_link(blocks[following])):  # no thumbnail
+            amid.append(i)
     named = [i for i in amid if len(blocks[i].text.split()) >= MIN_ALT_WORDS and not FILE_NAME.search(blocks[i].text)]
     found: set[int] = set()
     if named:
