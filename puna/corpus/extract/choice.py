@@ -12,8 +12,6 @@ MARGIN = 0.35
 LEAST = 0.2
 BESIDE = 0.77
 """Of that probability, is enough for a block beside one kept: losing a paragraph costs more than a line too much."""
-UNLIKELY = 0.05
-"""A probability up to which a caption is kept nowhere: who took the picture, say."""
 SHORT_PAGE = 500
 """Characters; of a page with fewer, something is kept."""
 PARAGRAPHS = ("p", "div", "section", "article", "body")
@@ -113,16 +111,16 @@ def keep_beside(probabilities: list[float], kept: list[bool], least: float) -> N
 
 def keep_groups(blocks: list[Block], probabilities: list[float], kept: list[bool], threshold: float) -> None:
     """Keep what stands amid kept text and cannot be judged by its words: code, formulas, and the short cells of a
-    table, list of definitions or figure, which stay together."""
+    table, list of definitions or figure, which stay together; a table also at the end of kept text."""
     start = 0
     while start < len(blocks):
         end, number = start + 1, blocks[start].group
         while number and end < len(blocks) and blocks[end].group == number:
             end += 1
         if not all(kept[start:end]):
-            amid = (start == 0 or kept[start - 1]) and (end == len(blocks) or probabilities[end] > BESIDE * threshold)
-            least = threshold if not amid else UNLIKELY if in_figure(blocks[start]) else -1
-            if sum(probabilities[start:end]) > least * (end - start) and whole(blocks[start:end]):
+            last = end == len(blocks) or blocks[start].row > 0
+            amid = (start == 0 or kept[start - 1]) and (last or probabilities[end] > BESIDE * threshold)
+            if (amid or sum(probabilities[start:end]) > threshold * (end - start)) and whole(blocks[start:end]):
                 kept[start:end] = [True] * (end - start)
         start = end
     for i in range(len(blocks) - 2, -1, -1):  # a heading stays with its text, a term with its definition
@@ -130,10 +128,6 @@ def keep_groups(blocks: list[Block], probabilities: list[float], kept: list[bool
             block, following = blocks[i], blocks[i + 1]
             term = block.tag == "dt" and following.group == block.group
             kept[i] = term or (block.tag in HEADINGS and i > 0 and kept[i - 1])
-
-
-def in_figure(block: Block) -> bool:
-    return block.group > 0 and not block.row and block.tag not in ("dt", "dd")
 
 
 def whole(group: list[Block]) -> bool:

@@ -1,0 +1,117 @@
+"""Code, formulas and rows of tables of real pages are kept, once each.
+
+Manuals: the development data's Python and SymPy documentation, on which nothing was fitted; what stands in the element
+of role "main" is content. Web pages: those of WCXB, on which the weights were fitted, that have such a thing within
+their gold text. Of both, pages of up to MOST characters.
+"""
+
+import json
+import lzma
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from resiliparse.parse.html import DOMNode, HTMLTree
+
+from puna.corpus.extract import extract
+from puna.corpus.extract.render import tidy
+
+WORD = re.compile(r"\w+")
+MOST = 200_000
+"""Characters of a page; longer ones take minutes."""
+LONG = 60
+"""Characters; shorter pieces may well stand in the text around them too."""
+
+
+def read(path: Path) -> Iterator[dict]:
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def said(text: str) -> str:
+    """Its words alone."""
+    return f" {' '.join(WORD.findall(text.lower()))} "
+
+
+def codes(main: DOMNode) -> list[str]:
+    """Of four words or more; without those whose lines are elements, which the parser's text runs together."""
+    found = [node for node in main.query_selector_all("pre") if not node.query_selector("br, div, p, table, li")]
+    return [text for text in (tidy(node.text) for node in found) if len(WORD.findall(text)) >= 4]
+
+
+def formulas(main: DOMNode) -> list[str]:
+    return [line(node.getattr("alt") or "") for node in main.query_selector_all("img.math")]
+
+
+def rows(main: DOMNode) -> list[str]:
+    """Of two cells and four words or more, that are not links for the most part, in the innermost tables."""
+    found = []
+    for node in main.query_selector_all("tr"):
+        cells = [text for text in (line(cell.text) for cell in node.query_selector_all("td, th")) if text]
+        links = sum(len(line(link.text)) for link in node.query_selector_all("a"))
+        if len(cells) < 2 or node.query_selector("table, pre, img") or 2 * links > sum(map(len, cells)):
+            continue
+        if len(WORD.findall(" ".join(cells))) >= 4:
+            found.append(said(" ".join(cells)))
+    return found
+
+
+KINDS: dict[str, tuple[Callable[[DOMNode], list[str]], Callable[[str], str]]] = {
+    "code": (codes, str),
+    "formula": (formulas, line),
+    "row": (rows, said),
+}
+"""What to look for, and how the text of the page is written to find it there."""
+
+
+def failures(extracted: str, kind: str, main: DOMNode, gold: str | None = None) -> tuple[int, list[str]]:
+    """How many there are in the content, and those that are not there or, being long, there too often."""
+    find, form = KINDS[kind]
+    everywhere = find(main)
+    wanted = dict.fromkeys(text for text in everywhere if text and (gold is None or said(text) in gold))
+    text = form(extracted)
+    wrong = []
+    for piece in wanted:
+        if piece not in text:
+            wrong.append(f"lost: {piece!r}")
+        elif len(piece) > LONG and text.count(piece) > sum(other.count(piece) for other in everywhere):
+            wrong.append(f"repeated: {piece!r}")
+    return len(wanted), wrong
+
+
+def test_manuals(shared_data: Callable[[str], Path]) -> None:
+    pages, total, wrong = 0, dict.fromkeys(KINDS, 0), []
+    for name in ("python_docs_html_en", "sympy_docs_html_en"):
+        for page in read(shared_data(f"web_html/{name}.jsonl.xz")):
+            if len(page["html"]) > MOST:
+                continue
+            main = HTMLTree.parse(page["html"]).document.query_selector("[role=main]")
+            assert main is not None
+            text = extract(page["html"]).text
+            counts = {kind: failures(text, kind, main) for kind in KINDS}
+            pages += any(count for count, _ in counts.values())
+            for kind, (count, lost) in counts.items():
+                total[kind] += count
+                wrong += [f"{page['id']}: {kind} {text}" for text in lost]
+    assert pages >= 40, pages
+    assert min(total.values()) >= 100, total
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("kind", "tag", "least"), [("code", "<pre", 0.99), ("row", "<tr", 0.95)])
+def test_web_pages(kind: str, tag: str, least: float, shared_data: Callable[[str], Path]) -> None:
+    total, wrong = 0, []
+    for page in read(shared_data("web_html/wcxb_dev.jsonl.xz")):
+        gold = page["ground_truth"]["ground_truth"].get("main_content") or ""
+        body = HTMLTree.parse(page["html"]).body if tag in page["html"] and len(page["html"]) <= MOST else None
+        if body is not None:
+            count, lost = failures(extract(page["html"]).text, kind, body, said(gold))
+            total += count
+            wrong += [f"{page['ground_truth']['url']}: {text}" for text in lost]
+    assert total >= 100
+    assert len(wrong) <= (1 - least) * total, "\n".join(wrong)
