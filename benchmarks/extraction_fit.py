@@ -159,9 +159,9 @@ def example(
 
 def information(pages: list[Example], bag: int) -> np.ndarray:
     """[bits] what each bit tells about being content, in nats a block; 0 for bits of few pages."""
-    total = np.sum([page.weight.sum(0) for page in pages], 0, np.float64)
-    inside = np.sum([page.tallies[bag] for page in pages], 0, np.float64)
-    seen = np.sum([(page.tallies[bag] > 0).any(1) for page in pages], 0)
+    total = np.stack([page.weight.sum(0) for page in pages]).sum(0, np.float64)
+    inside = np.stack([page.tallies[bag] for page in pages]).sum(0, np.float64)
+    seen = np.stack([(page.tallies[bag] > 0).any(1) for page in pages]).sum(0)
 
     def entropy(counts: np.ndarray) -> np.ndarray:
         share = counts / np.maximum(counts.sum(-1, keepdims=True), 1e-9)

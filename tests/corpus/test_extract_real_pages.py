@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from resiliparse.parse.html import DOMNode, HTMLTree
+from resiliparse.parse.html import ElementNode, HTMLTree
 
 from puna.corpus.extract import extract
 from puna.corpus.extract.render import tidy
@@ -29,8 +29,8 @@ def read(path: Path) -> Iterator[dict]:
         yield from map(json.loads, lines)
 
 
-def line(text: str) -> str:
-    return " ".join(text.split())
+def line(text: str | None) -> str:
+    return " ".join((text or "").split())
 
 
 def said(text: str) -> str:
@@ -38,17 +38,17 @@ def said(text: str) -> str:
     return f" {' '.join(WORD.findall(text.lower()))} "
 
 
-def codes(main: DOMNode) -> list[str]:
+def codes(main: ElementNode) -> list[str]:
     """Of four words or more; without those whose lines are elements, which the parser's text runs together."""
     found = [node for node in main.query_selector_all("pre") if not node.query_selector("br, div, p, table, li")]
-    return [text for text in (tidy(node.text) for node in found) if len(WORD.findall(text)) >= 4]
+    return [text for text in (tidy(node.text or "") for node in found) if len(WORD.findall(text)) >= 4]
 
 
-def formulas(main: DOMNode) -> list[str]:
-    return [line(node.getattr("alt") or "") for node in main.query_selector_all("img.math")]
+def formulas(main: ElementNode) -> list[str]:
+    return [line(node.getattr("alt")) for node in main.query_selector_all("img.math")]
 
 
-def rows(main: DOMNode) -> list[str]:
+def rows(main: ElementNode) -> list[str]:
     """Of two cells and four words or more, that are not links for the most part, in the innermost tables."""
     found = []
     for node in main.query_selector_all("tr"):
@@ -61,7 +61,7 @@ def rows(main: DOMNode) -> list[str]:
     return found
 
 
-KINDS: dict[str, tuple[Callable[[DOMNode], list[str]], Callable[[str], str]]] = {
+KINDS: dict[str, tuple[Callable[[ElementNode], list[str]], Callable[[str], str]]] = {
     "code": (codes, str),
     "formula": (formulas, line),
     "row": (rows, said),
@@ -69,7 +69,7 @@ KINDS: dict[str, tuple[Callable[[DOMNode], list[str]], Callable[[str], str]]] = 
 """What to look for, and how the text of the page is written to find it there."""
 
 
-def failures(extracted: str, kind: str, main: DOMNode, gold: str | None = None) -> tuple[int, list[str]]:
+def failures(extracted: str, kind: str, main: ElementNode, gold: str | None = None) -> tuple[int, list[str]]:
     """How many there are in the content, and those that are not there or, being long, there too often."""
     find, form = KINDS[kind]
     everywhere = find(main)
@@ -90,7 +90,8 @@ def test_manuals(shared_data: Callable[[str], Path]) -> None:
         for page in read(shared_data(f"web_html/{name}.jsonl.xz")):
             if len(page["html"]) > MOST:
                 continue
-            main = HTMLTree.parse(page["html"]).document.query_selector("[role=main]")
+            document = HTMLTree.parse(page["html"]).document
+            main = document and document.query_selector("[role=main]")
             assert main is not None
             text = extract(page["html"]).text
             counts = {kind: failures(text, kind, main) for kind in KINDS}
