@@ -154,7 +154,7 @@ def example(
     rows, opened = measure(blocks, title, {word: bit for bit, word in enumerate(begun)})
     bags = [Bag([block.hints for block in blocks], len(words)), Bag([block.near for block in blocks], len(words))]
     inputs = numbers(rows, alike(blocks, containers), containers, enclosing(containers))
-    return Example(sample, inputs, [*bags, Bag(opened, len(begun))], labels, count)
+    return Example(sample, inputs, [*bags, Bag([row.tobytes() for row in opened], len(begun))], labels, count)
 
 
 def information(pages: list[Example], bag: int) -> np.ndarray:
