@@ -2,34 +2,39 @@
    kernels.h, once per instruction set. Every thread runs forward() and takes shares of each phase; meet() lets none
    begin a phase before all have ended the one before. Arithmetic is fp32 but for the products of packed matrices. */
 
-/* 16 numbers of a cached vector of n, from number `at` on, zero past its end; kind is a constant after inlining */
-INLINE v16f NAME(cached)(int kind, const void *cache, int64_t offset, int64_t at, int64_t n) {
+/* LANES numbers of a cached vector of n, from number `at` on, zero past its end; kind is a constant after inlining */
+INLINE VF NAME(cached)(int kind, const void *cache, int64_t offset, int64_t at, int64_t n) {
     const float *single = (const float *)cache + offset;
     const uint16_t *half = (const uint16_t *)cache + offset;
-    if (at + 16 <= n) return kind == F32 ? NAME(load)(single + at) : NAME(widen)(*(const v16h_unaligned *)(half + at));
-    float lane[16] = {0};
+    if (at + LANES <= n) return kind == F32 ? NAME(load)(single + at) : NAME(widen)(*(const NAME(halves_unaligned) *)(half + at));
+    float lane[LANES] = {0};
     for (int64_t i = at; i < n; i++) lane[i - at] = kind == F32 ? single[i] : from_bf16(half[i]);
     return NAME(load)(lane);
 }
 
-/* Keys and values of a chunk as panels in fp32. In those of keys the outputs are 32 keys: 16 x 16 numbers at a time are
-   transposed by four rounds of interleaving. In those of values they are 32 of the head's dimensions. */
+/* Keys and values of a chunk as panels in fp32. In those of keys the outputs are 32 keys: LANES x LANES numbers at a
+   time are transposed by rounds of interleaving. In those of values they are 32 of the head's dimensions. */
 INLINE void NAME(unpack)(int kind, const void *cache, const int64_t *offset, int64_t to_values, int64_t size, int64_t n,
                          float *keys, float *values) {
-    for (int64_t first = 0; first < ROUND(size); first += 16)
-        for (int64_t at = 0; at < n; at += 16) {
-            v16f a[16], t[16], none = {0};
-            for (int i = 0; i < 16; i++)
+    for (int64_t first = 0; first < ROUND(size); first += LANES)
+        for (int64_t at = 0; at < n; at += LANES) {
+            VF a[LANES], t[LANES], none = {0};
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++)
                 a[i] = first + i < size ? NAME(cached)(kind, cache, offset[first + i], at, n) : none;
-            for (int round = 0; round < 2; round++) {
-                for (int i = 0; i < 8; i++) t[2 * i] = ZIP_LOW(a[i], a[i + 8]), t[2 * i + 1] = ZIP_HIGH(a[i], a[i + 8]);
-                for (int i = 0; i < 8; i++) a[2 * i] = ZIP_LOW(t[i], t[i + 8]), a[2 * i + 1] = ZIP_HIGH(t[i], t[i + 8]);
+#pragma GCC unroll 4
+            for (int width = LANES; width > 1; width /= 2) {
+#pragma GCC unroll 8
+                for (int i = 0; i < LANES / 2; i++)
+                    t[2 * i] = ZIP_LOW(a[i], a[i + LANES / 2]), t[2 * i + 1] = ZIP_HIGH(a[i], a[i + LANES / 2]);
+#pragma GCC unroll 16
+                for (int i = 0; i < LANES; i++) a[i] = t[i];
             }
             float *panel = keys + first / 32 * 32 * n + first % 32;
-            for (int64_t i = 0; i < 16 && at + i < n; i++) NAME(store)(panel + (at + i) * 32, a[i]);
+            for (int64_t i = 0; i < LANES && at + i < n; i++) NAME(store)(panel + (at + i) * 32, a[i]);
         }
     for (int64_t i = 0; i < size; i++)
-        for (int64_t at = 0; at < ROUND(n); at += 16)
+        for (int64_t at = 0; at < ROUND(n); at += LANES)
             NAME(store)(values + (at / 32 * size + i) * 32 + at % 32,
                         NAME(cached)(kind, cache, offset[i] + to_values, at, n));
 }
@@ -77,14 +82,14 @@ static TARGET void NAME(attend)(Pass *p, int64_t layer, int64_t sequence, int64_
             float *s = score + i * s_stride;
             int64_t seen = position + i / group + 1 - start;
             for (int64_t j = seen < 0 ? 0 : seen; j < ROUND(size); j++) s[j] = -INFINITY;
-            v16f most = NAME(load)(s), sum = {0};
-            for (int64_t j = 16; j < ROUND(size); j += 16)
+            VF most = NAME(load)(s), sum = {0};
+            for (int64_t j = LANES; j < ROUND(size); j += LANES)
                 most = NAME(select)(NAME(load)(s + j) > most, NAME(load)(s + j), most);
             float next = NAME(maximum)(most);
             if (next < largest[i]) next = largest[i];
-            for (int64_t j = 0; j < ROUND(size); j += 16) { /* exponential() ends at e^-87: what is unseen must be 0 */
-                v16f x = NAME(load)(s + j);
-                x = (v16f)((v16i)NAME(exponential)(x - next) & (x > -INFINITY));
+            for (int64_t j = 0; j < ROUND(size); j += LANES) { /* exponential() ends at e^-87: what is unseen must be 0 */
+                VF x = NAME(load)(s + j);
+                x = (VF)((VI)NAME(exponential)(x - next) & (x > -INFINITY));
                 NAME(store)(s + j, x);
                 sum += x;
             }
@@ -135,10 +140,10 @@ static TARGET void NAME(rotate)(Pass *p, int64_t layer, int64_t row, float *turn
 
 /* RMSNorm (Zhang and Sennrich, arXiv 1910.07467) of a row */
 static TARGET void NAME(normalise)(Pass *p, const float *x, const float *weight, float *to) {
-    v16f squares = {0};
-    for (int64_t i = 0; i < p->dim; i += 16) squares += NAME(load)(x + i) * NAME(load)(x + i);
+    VF squares = {0};
+    for (int64_t i = 0; i < p->dim; i += LANES) squares += NAME(load)(x + i) * NAME(load)(x + i);
     float inverse = 1 / sqrtf(NAME(sum)(squares) / p->model->dim + p->model->norm_eps);
-    for (int64_t i = 0; i < p->dim; i += 16) NAME(store)(to + i, NAME(load)(x + i) * inverse * NAME(load)(weight + i));
+    for (int64_t i = 0; i < p->dim; i += LANES) NAME(store)(to + i, NAME(load)(x + i) * inverse * NAME(load)(weight + i));
 }
 
 /* gate and up, whose panels alternate -> silu(gate) * up (arXiv 2002.05202) */
@@ -147,8 +152,8 @@ static TARGET void NAME(gated)(Pass *p, const Matrix *matrix, int64_t panel, flo
     NAME(product)(matrix, 2 * panel, &p->x, rows, scratch, stride, 0);
     NAME(product)(matrix, 2 * panel + 1, &p->x, rows, scratch + 32, stride, 0);
     for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < 32; i += 16) {
-            v16f gate = NAME(load)(scratch + row * stride + i), up = NAME(load)(scratch + row * stride + 32 + i);
+        for (int64_t i = 0; i < 32; i += LANES) {
+            VF gate = NAME(load)(scratch + row * stride + i), up = NAME(load)(scratch + row * stride + 32 + i);
             NAME(store)(p->hidden + row * p->ffn + panel * 32 + i, gate * up / (NAME(exponential)(-gate) + 1.0f));
         }
 }

@@ -24,24 +24,6 @@
 #define PREFETCH 8192      /* bytes ahead */
 #define ROUND(n) (((n) + 31) & ~(int64_t)31)
 
-typedef float v16f __attribute__((vector_size(64)));
-typedef int32_t v16i __attribute__((vector_size(64)));
-typedef uint32_t v16u __attribute__((vector_size(64)));
-typedef int16_t v32s __attribute__((vector_size(64)));
-typedef uint16_t v16h __attribute__((vector_size(32)));
-typedef int8_t v16b __attribute__((vector_size(16)));
-typedef float v16f_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t v16h_unaligned __attribute__((vector_size(32), aligned(2), may_alias));
-typedef int8_t v16b_unaligned __attribute__((vector_size(16), aligned(1), may_alias));
-
-#if defined(__clang__)
-#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
-#else
-#define ZIP_LOW(a, b) __builtin_shuffle(a, b, (v16i){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23})
-#define ZIP_HIGH(a, b) __builtin_shuffle(a, b, (v16i){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31})
-#endif
-
 enum { F32, BF16, INT8, INT8_WEIGHTS };
 
 /* A packed matrix: words [panels][steps][32] of 4 bytes; int8 with a scale for each output. */
@@ -131,8 +113,32 @@ static float from_bf16(uint16_t half) {
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(function) JOIN(function, SET)
 
+/* vectors that fill a register of the set, defined in kernels.h */
+#define VF NAME(floats)
+#define VI NAME(ints)
+#define VU NAME(unsigneds)
+#define VS NAME(shorts)
+#define VH NAME(halves)
+#define VB NAME(bytes)
+#define PARTS (32 / LANES) /* of a panel's step */
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (VI){__VA_ARGS__})
+#endif
+#define ZIP_LOW(a, b) SHUFFLE(a, b, JOIN(LOW, LANES))
+#define ZIP_HIGH(a, b) SHUFFLE(a, b, JOIN(HIGH, LANES))
+#define LOW_4 0, 4, 1, 5
+#define HIGH_4 2, 6, 3, 7
+#define LOW_8 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_8 4, 12, 5, 13, 6, 14, 7, 15
+#define LOW_16 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_16 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+
 #define SET plain
 #define TARGET
+#define LANES 4
 #if defined(__aarch64__)
 #define TALL 2
 #else
@@ -142,22 +148,26 @@ static float from_bf16(uint16_t half) {
 #include "forward.h"
 #undef SET
 #undef TARGET
+#undef LANES
 #undef TALL
 #undef INLINE
 
 #if defined(__x86_64__)
 #define SET avx2
 #define TARGET __attribute__((target("avx2,fma")))
-#define TALL 2
+#define LANES 8
+#define TALL 3
 #define HALF 1
 #include "kernels.h"
 #include "forward.h"
 #undef SET
 #undef TARGET
+#undef LANES
 #undef TALL
 #undef HALF
 #undef INLINE
 
+#define LANES 16
 #define TALL 8
 #define SET avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
