@@ -6,6 +6,7 @@ with its Sampling (request.py); everything else is built on adding requests and 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -317,24 +318,26 @@ class Engine:
         sampling: Sampling,
         n: int = 1,
         batch: int = 128,
-        first: int = 0,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[list[int]]]:
         """`n` completions of each prompt: [prompts][n] token ids, the stop token included where one came.
 
-        The i-th completion of a call draws from (seed, first + i): give `first` when a job is split into calls.
-        At most `batch` are under way at a time. For an engine without other requests: their outputs would be lost.
+        The j-th completion of a prompt draws from (seed, its number * n + j): give the `numbers` when a job is
+        split into calls, else they count from 0. At most `batch` are under way at a time. For an engine without other
+        requests: their outputs would be lost.
         """
         for prompt in prompts:
             self._check(prompt, sampling)
-        jobs = iter([(prompt, first + i * n + j) for i, prompt in enumerate(prompts) for j in range(n)])
+        numbers = range(len(prompts)) if numbers is None else numbers
+        jobs = enumerate((prompt, number * n + j) for prompt, number in zip(prompts, numbers) for j in range(n))
         place: dict[int, int] = {}
         done: list[list[int]] = [[] for _ in range(len(prompts) * n)]
         going = 0
         try:
             while True:
-                while going < batch and (job := next(jobs, None)) is not None:
+                for at, (prompt, number) in islice(jobs, batch - going):
                     text = self._text(sampling) if sampling.stop else None  # else nobody reads it
-                    place[self._add(job[0], sampling, job[1], text)] = job[1] - first
+                    place[self._add(prompt, sampling, number, text)] = at
                     going += 1
                 if not going:
                     return [done[i : i + n] for i in range(0, len(done), n)]

@@ -100,7 +100,7 @@ def sample_some(model: Path, problems: list[dict[str, Any]], at: int, knobs: Dpo
     for turn, is_right in enumerate((is_right_call, is_right_reply)):
         prompts = [render(chat, tokenizer, generation_prompt=True).ids for chat in chats]
         sampling = Sampling(knobs.max_tokens, knobs.temperature, seed=seed + turn)
-        drawn = engine.generate(prompts, sampling, knobs.samples, first=at * knobs.samples)
+        drawn = engine.generate(prompts, sampling, knobs.samples, numbers=range(at, at + len(prompts)))
         going = []
         for problem, chat, ids, responses in zip(problems, chats, prompts, drawn):
             right = [response for response in responses if is_right(response, problem["answer"], tokenizer)]

@@ -90,8 +90,9 @@ def draw_some(
             again = [i for i, right in enumerate(rights) if not any(right)]
             first_seed = (seed * MOST_TURNS + turn) * (1 + retries)
             sampling = Sampling(knobs.max_tokens, knobs.temperature, seed=first_seed + attempt)
-            asked = [numbers[i] for i in again]
-            for i, drawn in zip(again, draw_at(engine, [prompts[i] for i in again], asked, sampling, knobs.samples)):
+            # what is drawn for a problem depends on its number, not on its company
+            asked = [prompts[i] for i in again], sampling, knobs.samples
+            for i, drawn in zip(again, engine.generate(*asked, numbers=[numbers[i] for i in again])):
                 answers[i] += drawn
                 rights[i] += [judge(answer, problems[numbers[i] - at], turn, engine.tokenizer) for answer in drawn]
         picks = choose(prompts, answers, rights)
@@ -103,21 +104,6 @@ def draw_some(
             else:
                 del chats[n]
     return sorted(found, key=lambda drawn: drawn[:2])
-
-
-def draw_at(
-    engine: Engine, prompts: list[list[int]], numbers: list[int], sampling: Sampling, samples: int
-) -> list[list[list[int]]]:
-    """`samples` completions of each prompt; what is drawn for a problem depends on its number, not on its company."""
-    answers: list[list[list[int]]] = []
-    first = 0
-    while first < len(numbers):  # runs of neighbours, since the engine counts its completions through
-        last = first
-        while last + 1 < len(numbers) and numbers[last + 1] == numbers[last] + 1:
-            last += 1
-        answers += engine.generate(prompts[first : last + 1], sampling, samples, first=numbers[first] * samples)
-        first = last + 1
-    return answers
 
 
 def prompt_of(chat: Chat, tokenizer: Tokenizer) -> list[int]:

@@ -81,7 +81,7 @@ def test_a_batch_is_each_prompt_alone(stopping: Engine, temperature: float, shar
         assert stopping.generate(asked, sampling, n=3, batch=batch) == together
     for i, prompt in enumerate(asked):
         for j in range(3):
-            assert stopping.generate([prompt], sampling, first=3 * i + j) == [[together[i][j]]]
+            assert stopping.generate([prompt], sampling, numbers=[3 * i + j]) == [[together[i][j]]]
     if temperature:
         assert len({tuple(reply) for replies in together for reply in replies}) > 10
     else:

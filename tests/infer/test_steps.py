@@ -40,7 +40,7 @@ def test_steps_give_what_generate_gives(make_engine: Make):
     engine = make_engine()
     found = run(engine, *(engine.add(prompt(20, i), sampling, number=i) for i, sampling in enumerate(asked)))
     for i, sampling in enumerate(asked):
-        assert [[found[i].tokens]] == make_engine().generate([prompt(20, i)], sampling, first=i)
+        assert [[found[i].tokens]] == make_engine().generate([prompt(20, i)], sampling, numbers=[i])
         assert found[i].finish == "length"
         assert found[i].text == engine.tokenizer.decode(found[i].tokens, skip_special=True)
     assert engine.step() == []

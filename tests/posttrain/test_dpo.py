@@ -73,14 +73,16 @@ def test_pairs_are_a_right_and_a_wrong_message_after_one_prompt(
     tokenizer: Tokenizer, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     problems = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(12)]
-    asked: list[tuple[int, int, int]] = []
+    asked: list[tuple[range, int]] = []
 
     class Scripted:
         def __init__(self) -> None:
             self.tokenizer = tokenizer
 
-        def generate(self, prompts: list[list[int]], sampling: Sampling, n: int, first: int) -> list[list[list[int]]]:
-            asked.append((len(prompts), first, sampling.seed))
+        def generate(
+            self, prompts: list[list[int]], sampling: Sampling, n: int, numbers: range
+        ) -> list[list[list[int]]]:
+            asked.append((numbers, sampling.seed))
             assert (sampling.temperature, sampling.max_tokens, n) == (0.7, 50, 3)
             return [self.replies(tokenizer.decode(prompt)) for prompt in prompts]
 
@@ -95,7 +97,7 @@ def test_pairs_are_a_right_and_a_wrong_message_after_one_prompt(
     monkeypatch.setattr(dpo.Engine, "load", lambda folder: Scripted())
     knobs = make_recipe(dpo={"samples": 3, "temperature": 0.7, "max_tokens": 50}).dpo
     pairs, right = dpo.sample_some(tmp_path, problems, 64, knobs, seed=5)
-    assert asked == [(12, 192, 5), (8, 192, 6)]  # a problem without a right call has no result to reply to
+    assert asked == [(range(64, 76), 5), (range(64, 72), 6)]  # a problem without a right call has no result to reply to
     assert right == 4 * 2 + 4 * 3
     calls, replies = pairs[:4], pairs[4:]
     for number, pair in enumerate(calls):

@@ -40,10 +40,10 @@ class Scripted:
 
     def __init__(self, tokenizer: Tokenizer, script: dict[tuple[int, ...], list[list[int]]]) -> None:
         self.tokenizer, self.script = tokenizer, script
-        self.firsts: list[int] = []
+        self.numbers: list[list[int]] = []
 
-    def generate(self, prompts: list[list[int]], sampling: Any, n: int, first: int) -> list[list[list[int]]]:
-        self.firsts.append(first)
+    def generate(self, prompts: list[list[int]], sampling: Any, n: int, numbers: list[int]) -> list[list[list[int]]]:
+        self.numbers.append(numbers)
         return [self.script[tuple(prompt)][:n] for prompt in prompts]
 
 
@@ -74,7 +74,7 @@ def test_a_problem_goes_on_with_its_first_right_answer(
         (1, 1, [False, True, False], 1),
         (1, 2, [False, True, False], 1),
     ]
-    assert engine.firsts == [0, 3, 3]  # the draws of problem 1 do not depend on whether problem 0 goes on
+    assert engine.numbers == [[0, 1], [1], [1]]  # the draws of problem 1 do not depend on whether problem 0 goes on
     write_drawn(tmp_path / "drawn.jsonl", drawn)
     assert read_drawn(tmp_path / "drawn.jsonl") == drawn
     (chat,) = chats_of([single, nested], drawn, tokenizer)
@@ -106,7 +106,7 @@ def test_a_problem_that_no_answer_solves_is_sampled_again(
     wrong, solutions = [65], [ids_of(list(solution(each))[-1], tokenizer) for each in (easy, hard, harder)]
     by_seed: dict[int, list[tuple[int, ...]]] = {}
 
-    def answers(prompts: list[list[int]], sampling: Any, n: int, first: int) -> list[list[list[int]]]:
+    def answers(prompts: list[list[int]], sampling: Any, n: int, numbers: list[int]) -> list[list[list[int]]]:
         asked = by_seed.setdefault(sampling.seed, [])
         asked += [tuple(prompt) for prompt in prompts]
         solved = {0: solutions[0], 1: solutions[1]}.get(len(by_seed) - 1)
