@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from puna.log import Log
-from puna.machine import physical_cores
+from puna.machine import keep_freed_memory, physical_cores
 from puna.train.launch import end_with
 
 
@@ -33,5 +33,6 @@ def _tell(bar: Any, result: Any) -> Any:
 
 
 def _prepare(parent: int) -> None:
+    keep_freed_memory()
     torch.set_num_threads(1)
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
