@@ -10,7 +10,6 @@ import lzma
 import random
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from spread import spread
 
 from puna.corpus.dedup import KEYS, find_duplicates
 from puna.corpus.lines import HASHES, FrequentLines, count_lines, frequent_lines, line_keys
@@ -323,10 +323,6 @@ def _random_lines(first: int, count: int) -> pa.Table:
     values, counts = np.unique(lines, return_counts=True)
     same = pa.repeat("en", len(values)), pa.repeat(pa.scalar(0, pa.int32()), len(values))
     return pa.table([*same, values, counts], names=["language", "bucket", "line", "count"])
-
-
-def spread(values: list[float], digits: int = 1) -> str:
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
 
 
 def parse(about: str, *parts: str) -> argparse.Namespace:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from spread import spread
 
 from puna.infer.engine import Engine, Sampling
 from puna.model.gguf import save_gguf
@@ -174,10 +175,6 @@ def measure(contestants: dict[str, dict[str, Task]], rounds: int) -> dict[tuple[
                 if number:
                     found.setdefault((task, name), []).append(speed)
     return found
-
-
-def spread(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def report(found: dict[tuple[str, str], list[float]]) -> None:

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import xxhash
-from dedup import KNOBS, changed, parse, passages, spread
+from dedup import KNOBS, changed, parse, passages
+from spread import spread
 
 from puna.corpus.minhash import text_keys
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from spread import spread
 
 VOCAB, LAYERS, DIM, SEQ_LEN, BATCH, PAD = 8192, 4, 256, 512, 8, 8191
 WARM_UP = 1
@@ -267,7 +268,7 @@ def report(contestants: dict[str, Contestant]) -> None:
         faster = statistics.median(mine / its for mine, its in zip(ours.speeds(), speeds))
         tokens = statistics.mean(step["tokens"] for step in one.steps)
         cells = [
-            name, f"{statistics.median(speeds):,.0f} ({min(speeds):,.0f}-{max(speeds):,.0f})", f"{tokens:,.0f}",
+            name, spread(speeds, 0), f"{tokens:,.0f}",
             f"{peak:,.0f}", f"{faster:.2f}", f"{ours.steps[-1]['peak'] / peak:.2f}",
         ]  # fmt: skip
         print("| " + " | ".join(cells) + " |")

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from spread import spread
 
 from puna.log import Log
 from puna.machine import physical_cores
@@ -226,10 +227,6 @@ class Contestant:
         began = began[began >= start]
         self.speeds.append((len(began) - 1) * self.batch_tokens / (began[-1] - began[0]))
         self.per_cpu_second.append(tokens / used)
-
-
-def spread(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
 
 
 def report(contestants: dict[str, Contestant]) -> None:
