@@ -112,12 +112,12 @@ def keep_beside(probabilities: list[float], kept: list[bool], least: float) -> N
 def keep_groups(blocks: list[Block], probabilities: list[float], kept: list[bool], threshold: float) -> None:
     """Keep what stands amid kept text and cannot be judged by its words: code, formulas, and the short cells of a
     table, list of definitions or figure, which stay together; a table also at the end of kept text."""
-    start = 0
+    groups, start = [block.group for block in blocks], 0
     while start < len(blocks):
-        end, number = start + 1, blocks[start].group
-        while number and end < len(blocks) and blocks[end].group == number:
+        end, number = start + 1, groups[start]
+        while number and end < len(blocks) and groups[end] == number:
             end += 1
-        if not all(kept[start:end]):
+        if False in kept[start:end]:
             last = end == len(blocks) or blocks[start].row > 0
             amid = (start == 0 or kept[start - 1]) and (last or probabilities[end] > BESIDE * threshold)
             if (amid or sum(probabilities[start:end]) > threshold * (end - start)) and whole(blocks[start:end]):

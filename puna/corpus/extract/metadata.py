@@ -1,6 +1,7 @@
 """What the head of a page says about it: title, date, language, address."""
 
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from urllib.parse import urljoin, urlsplit
 
@@ -41,18 +42,28 @@ def find_title(element: str, values: dict[str, str]) -> str:
 
 def find_date(html: str, values: dict[str, str]) -> str | None:
     """The day it was published, or else changed, ISO 8601."""
-    said = [values.get(name, "") for name in DATES]
-    for start, pattern in (('"datePublished"', PUBLISHED), ("<time ", TIME)):
-        place = html.find(start)
-        if place >= 0 and (found := pattern.search(html, place)):
-            said.insert(1, found[1]) if pattern is PUBLISHED else said.append(found[1])
-    for value in said:
+    for value in dates(html, values):
         if found := DAY.match(value):
             try:
                 return datetime(int(found[1]), int(found[2]), int(found[3])).date().isoformat()
             except ValueError:
                 continue
     return None
+
+
+def dates(html: str, values: dict[str, str]) -> Iterator[str]:
+    """What may be the date, the best first: the whole page is searched only where its head does not say."""
+    first, *others = (values.get(name, "") for name in DATES)
+    yield first
+    yield from first_after('"datePublished"', PUBLISHED, html)
+    yield from others
+    yield from first_after("<time ", TIME, html)
+
+
+def first_after(start: str, pattern: re.Pattern[str], html: str) -> Iterator[str]:
+    place = html.find(start)
+    if place >= 0 and (found := pattern.search(html, place)):
+        yield found[1]
 
 
 def find_language(html: str, values: dict[str, str]) -> str | None:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from puna.corpus.extract.blocks import Block
-from puna.corpus.extract.features import numbers
 from puna.corpus.extract.layers import Layers
 from puna.corpus.extract.markup import Markup
 from puna.corpus.extract.passes import Passes, make_passes
@@ -30,7 +29,7 @@ class Network:
         """Of each block to be main content, [blocks] float32."""
         rows, openings = self.passes.measure(blocks, title)
         kin = self.passes.alike(blocks, containers)
-        inputs = numbers(rows, kin, containers, self.passes.enclosing(containers))
+        inputs = self.passes.numbers(rows, kin, containers, self.passes.enclosing(containers))
         logits = self.passes.forward(self.layers, inputs, blocks, openings)
         return 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
 

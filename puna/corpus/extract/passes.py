@@ -15,7 +15,7 @@ try:
 except ImportError:  # it was not built at installation: no compiler
     _native: Any = None
 
-VERSION = 3
+VERSION = 4
 """Of the compiled passes that do the same as the Python ones here."""
 LANES = 16
 """Columns that the compiled layers compute together."""
@@ -54,6 +54,9 @@ class Passes:
     def alike(self, blocks: list[Block], containers: np.ndarray) -> np.ndarray:
         return features.alike(blocks, containers)
 
+    def numbers(self, rows: np.ndarray, kin: np.ndarray, containers: np.ndarray, levels: np.ndarray) -> np.ndarray:
+        return features.numbers(rows, kin, containers, levels)
+
     def forward(
         self, weights: layers.Layers, inputs: np.ndarray, blocks: list[Block], openings: np.ndarray
     ) -> np.ndarray:
@@ -88,6 +91,10 @@ class CompiledPasses(Passes):
 
     def alike(self, blocks: list[Block], containers: np.ndarray) -> np.ndarray:
         return np.frombuffer(_native.alike(blocks, containers.tobytes()), np.int32).reshape(len(blocks), -1)
+
+    def numbers(self, rows: np.ndarray, kin: np.ndarray, containers: np.ndarray, levels: np.ndarray) -> np.ndarray:
+        found = _native.numbers(*(np.ascontiguousarray(each, np.int32) for each in (rows, kin, containers, levels)))
+        return np.frombuffer(found, np.float32).reshape(len(rows), -1)
 
     def forward(
         self, weights: layers.Layers, inputs: np.ndarray, blocks: list[Block], openings: np.ndarray

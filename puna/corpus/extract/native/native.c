@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 #include <strings.h>
@@ -20,6 +21,8 @@
 #include "measure.h"
 
 #include "alike.h"
+
+#include "numbers.h"
 
 #include "layers.h"
 
@@ -211,7 +214,6 @@ static PyObject *measure_blocks(PyObject *self, PyObject *args) {
    inside: `enclosing` in features.py. */
 static PyObject *enclosing(PyObject *self, PyObject *containers) {
     (void)self;
-    enum { LEVELS = 4 };
     if (!PyBytes_Check(containers)) return PyErr_SetString(PyExc_TypeError, "bytes of containers"), NULL;
     Py_ssize_t count = PyBytes_GET_SIZE(containers) / (Py_ssize_t)sizeof(Container);
     const Container *all = (const Container *)PyBytes_AS_STRING(containers);
@@ -240,6 +242,7 @@ static PyMethodDef methods[] = {
     {"measure_blocks", measure_blocks, METH_VARARGS, "Numbers about blocks as int32, and bits of their openings."},
     {"enclosing", enclosing, METH_O, "Enclosing containers as int32, from containers as int32."},
     {"alike", alike, METH_VARARGS, "How much of the page is like each block, as int32."},
+    {"numbers", numbers, METH_VARARGS, "What the network sees of blocks, as float32."},
     {"forward", forward, METH_VARARGS, "The network's logits as float32."},
     {0},
 };
@@ -248,6 +251,6 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_native", 
 
 PyMODINIT_FUNC PyInit__native(void) {
     PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddIntConstant(made, "VERSION", 3)) Py_CLEAR(made);
+    if (made && PyModule_AddIntConstant(made, "VERSION", 4)) Py_CLEAR(made);
     return made;
 }
