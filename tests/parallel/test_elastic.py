@@ -61,14 +61,8 @@ def start_node(folder: Path, name: str, port: int) -> subprocess.Popen[bytes]:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "2"),
         *("--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test"),
-        *(
-            "--local-addr",
-            "127.0.0.1",
-            "--rdzv-conf",
-            f"last_call_timeout=3,is_host={name == 'first'}",
-            "--monitor-interval",
-            "0.2",
-        ),
+        *("--local-addr", "127.0.0.1", "--rdzv-conf", f"last_call_timeout=10,is_host={name == 'first'}"),
+        *("--monitor-interval", "0.2"),
         *(str(folder / "process.py"), str(folder / "arguments")),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -124,7 +118,8 @@ def test_a_run_that_loses_a_node_goes_on_with_the_other(tmp_path: Path) -> None:
 
     assert before < STEPS, "it was at work still"
     sizes = [size for size, _, _ in workers(folder)]
-    assert (sizes.count(4), sizes.count(2)) == (4, 2)
+    assert sizes.count(4) == 4
+    assert sizes.count(2) >= 2  # more where a busy machine was late with the second node and the first began alone
     undisturbed, told = lines(alone), lines(folder)
     assert [line["step"] for line in told] == list(range(1, STEPS + 1))
     assert [line["loss"] for line in told] == pytest.approx([line["loss"] for line in undisturbed], rel=1e-6)
