@@ -6,7 +6,8 @@
 INLINE VF NAME(cached)(int kind, const void *cache, int64_t offset, int64_t at, int64_t n) {
     const float *single = (const float *)cache + offset;
     const uint16_t *half = (const uint16_t *)cache + offset;
-    if (at + LANES <= n) return kind == F32 ? NAME(load)(single + at) : NAME(widen)(*(const NAME(halves_unaligned) *)(half + at));
+    if (at + LANES <= n)
+        return kind == F32 ? NAME(load)(single + at) : NAME(widen)(*(const NAME(halves_unaligned) *)(half + at));
     float lane[LANES] = {0};
     for (int64_t i = at; i < n; i++) lane[i - at] = kind == F32 ? single[i] : from_bf16(half[i]);
     return NAME(load)(lane);
