@@ -291,10 +291,10 @@ def loss(logits: Tensor, batch: Batch) -> Tensor:
     return ((entropy / batch.sums(root).clamp(min=1) + 1 - f1) * weight).mean()
 
 
-def fit(pages: list[Inputs], epochs: int, rate: float = 3e-3) -> Net:
+def fit(pages: list[Inputs], epochs: int, seed: int = 0, rate: float = 3e-3) -> Net:
     """Returns the average of the weights over the last steps. Pages of like length share a batch."""
-    random = np.random.default_rng(0)
-    torch.manual_seed(0)
+    random = np.random.default_rng(seed)
+    torch.manual_seed(seed)
     net = Net(pages[0].numbers.shape[1], [sets.shape[1] for sets, _ in pages[0].bags])
     average = {name: value.clone() for name, value in net.state_dict().items()}
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.05)

@@ -233,12 +233,11 @@ class Rounds:
         """Models on problems by which nothing was decided: at temperature 1 as `first`, greedily as `solved`."""
         start = self.ledger[0]["best"]["step"]
         marks = {name: self.test(name, step) for name, step in {"start": start, "end": kept.step}.items()}
-        if self.knobs.controls:
-            self.steps.make("control/sft", self.train_control)
-            marks["control"] = self.test("control", "control/sft")
-            for name in ("on", "off"):
-                self.steps.make(f"control/{name}", partial(self.train_told, name))
-                marks[name] = self.test(name, f"control/{name}", tool=name == "on")
+        for name in self.knobs.controls:
+            train = self.train_control if name == "sft" else partial(self.train_told, name)
+            self.steps.make(f"control/{name}", train)
+            shown = "control" if name == "sft" else name
+            marks[shown] = self.test(shown, f"control/{name}", tool=name != "off")
         metrics: dict[str, Any] = {}
         for name, (sampled, greedy) in marks.items():
             metrics[f"rounds.first.{name}"] = proportion(sampled["first"])
@@ -282,8 +281,10 @@ class Rounds:
     # -- what the rounds are compared with -----------------------------------------------------------------------------
 
     def train_control(self, out: Path, log: Log) -> dict[str, Any]:
-        """SFT on the first chats alone, with as many tokens as all training of the rounds had."""
-        entries = [entry[stage] for entry in self.ledger for stage in ("sft", "reward", "dpo") if entry.get(stage)]
+        """SFT on the first chats alone, with as many tokens as all training had that the rounds' models came from:
+        the reward model's too where it chooses."""
+        stages = ("sft", "reward", "dpo") if self.knobs.choose == "reward" else ("sft", "dpo")
+        entries = [entry[stage] for entry in self.ledger for stage in stages if entry.get(stage)]
         trained = [each["trained"] for entry in entries for each in entry["candidates"] if "trained" in each]
         tokens = sum(
             value["value"] for metrics in trained for name, value in metrics.items() if name.endswith("tokens")

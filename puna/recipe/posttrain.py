@@ -96,9 +96,10 @@ class Posttrain(Knobs):
     """The models that are averaged at each stage (section 4.1.5), each by its multiple of the stage's peak_lr; each
     has an order of the data of its own."""
 
-    controls: bool = False
-    """Train, too, what the rounds are compared with: SFT on the first chats alone at equal compute; and SFT
-    on the solutions of all problems, with the tool and without it, at equal tokens."""
+    controls: list[Literal["sft", "on", "off"]] = []
+    """Train, too, what the rounds are compared with: "sft" is SFT on the first chats alone, as many tokens as the
+    training of all rounds; "on" and "off" are SFT on the solutions of all problems, with the tool and without it, as
+    many tokens as the rounds' SFT."""
 
     @model_validator(mode="after")
     def multiples_are_positive(self) -> "Posttrain":

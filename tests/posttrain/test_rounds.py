@@ -23,7 +23,7 @@ MakeRecipe = Callable[..., Recipe]
 
 TRAINING = {"seq_len": 256, "batch_rows": 2, "micro_rows": 2, "precision": "fp32", "compile": "off", "processes": 1}
 KNOBS = {
-    "posttrain": {"rounds": 2, "samples": 4, "max_tokens": 4, "average": [1.0, 0.5], "controls": True},
+    "posttrain": {"rounds": 2, "samples": 4, "max_tokens": 4, "average": [1.0, 0.5], "controls": ["sft", "on", "off"]},
     "sft": TRAINING | {"warmup_steps": 0, "peak_lr": 1e-3, "epochs": 1},
     "reward": TRAINING | {"warmup_steps": 0, "peak_lr": 1e-3},
     "dpo": TRAINING | {"warmup_steps": 0, "peak_lr": 1e-3, "seq_len": 512},
@@ -130,7 +130,7 @@ def run_until_killed(folder: Path, world: dict[str, Path], recipe: Recipe, momen
 def test_a_kill_in_any_step_leaves_what_a_restart_completes(
     world: dict[str, Path], make_recipe: MakeRecipe, tmp_path: Path
 ):
-    changes = {"posttrain": KNOBS["posttrain"] | {"rounds": 1, "average": [1.0], "controls": False}}
+    changes = {"posttrain": KNOBS["posttrain"] | {"rounds": 1, "average": [1.0], "controls": []}}
     recipe = make_recipe(**KNOBS | changes)
     assert run_until_killed(tmp_path / "straight", world, recipe, 10**6)
     killed = 0
@@ -176,7 +176,7 @@ def test_a_training_step_goes_on_at_its_checkpoint(tmp_path: Path):
 def test_the_reward_model_chooses_only_if_it_beats_a_random_pick(
     world: dict[str, Path], make_recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    knobs = {"posttrain": KNOBS["posttrain"] | {"rounds": 1, "average": [1.0], "controls": False}}
+    knobs = {"posttrain": KNOBS["posttrain"] | {"rounds": 1, "average": [1.0], "controls": []}}
     (tmp_path / "out").mkdir()
     (tmp_path / "work").mkdir()
     rounds.run(make_recipe(**KNOBS | knobs), world, tmp_path / "out", Log(tmp_path / "log", "rounds"))
@@ -196,7 +196,7 @@ def test_sft_may_go_on_with_the_best_model_and_execution_needs_no_reward_model_b
         return fit(knobs, seed, base, chats, out, log)
 
     monkeypatch.setattr(rounds.sft, "fit", spy)
-    changes = {"choose": "execution", "sft_from": "best", "average": [1.0], "controls": False, "pairs_per_prompt": 3}
+    changes = {"choose": "execution", "sft_from": "best", "average": [1.0], "controls": [], "pairs_per_prompt": 3}
     make(tmp_path, world, make_recipe(**KNOBS | {"posttrain": KNOBS["posttrain"] | changes}))
     _, first, second = json.loads((tmp_path / "out" / "ledger.json").read_text())
     assert first["reward"] is None
