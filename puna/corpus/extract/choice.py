@@ -50,7 +50,8 @@ def choose(blocks: list[Block], probabilities: np.ndarray) -> list[Block]:
     keep_beside(likely, kept, BESIDE * usual)
     chosen = without_teasers(blocks, [i for i, keep in zip(text, kept) if keep])
     if len(text) < len(blocks):
-        chosen |= pictures(blocks, text, chosen)
+        doubtful = {i for i in text if probabilities[i] > LEAST and not is_link(blocks[i])}
+        chosen |= pictures(blocks, text, chosen, chosen | doubtful)
     return without_copies([blocks[i] for i in sorted(chosen)])
 
 
@@ -139,8 +140,9 @@ def whole(group: list[Block]) -> bool:
     return 2 * sum(block.links for block in group) < length and max(len(block.text) for block in group) < LONG_CELL
 
 
-def pictures(blocks: list[Block], text: list[int], chosen: set[int]) -> set[int]:
-    """Indices of pictures amid the chosen blocks whose alternative text says something that is not said beside them."""
+def pictures(blocks: list[Block], text: list[int], chosen: set[int], likely: set[int]) -> set[int]:
+    """Indices of pictures amid the chosen blocks, and likely ones, such as captions, whose alternative text says
+    something that is not said beside them."""
     amid: list[int] = []
     before = -1
     after = iter([*text, len(blocks)])
@@ -148,9 +150,9 @@ def pictures(blocks: list[Block], text: list[int], chosen: set[int]) -> set[int]
     for i, block in enumerate(blocks):
         if i == following:
             before, following = i, next(after, len(blocks))
-        if block.tag != "img" or not chosen or (before >= 0 and before not in chosen):
+        if block.tag != "img" or not chosen or (before >= 0 and before not in likely):
             continue
-        if following == len(blocks) or (following in chosen and not is_link(blocks[following])):  # no thumbnail
+        if following == len(blocks) or (following in likely and not is_link(blocks[following])):  # no thumbnail
             amid.append(i)
     named = [i for i in amid if len(blocks[i].text.split()) >= MIN_ALT_WORDS and not FILE_NAME.search(blocks[i].text)]
     found: set[int] = set()
