@@ -28,9 +28,9 @@ from torch.nn import functional as F
 
 from puna.corpus.extract import network
 from puna.corpus.extract.blocks import Block, read_blocks
-from puna.corpus.extract.features import alike, enclosing, measure, numbers, opening
+from puna.corpus.extract.features import alike, enclosing, measure, numbers, opening, told
 from puna.corpus.extract.markup import WORD, Markup, head_and_body
-from puna.corpus.extract.metadata import find_title, metas
+from puna.corpus.extract.metadata import Claims, find_claims, find_title, metas
 
 TAGS = (
     "nav footer header aside article main section ul ol li dl dt dd p h1 h2 h3 h4 h5 h6 table tr td th form pre code"
@@ -118,7 +118,8 @@ def examples(folder: Path) -> tuple[list[Example], list[str], list[str]]:
     """The pages; the tags and words of attributes, and the words that blocks begin with, by their bits."""
     pages = [(s, None) for s in load(folder) if TOKEN.search(s.gold)] + load_more(folder)
     trees = [HTMLTree.parse(sample.html) for sample, _ in pages]
-    parts = [head_and_body(str(tree)) for tree in trees]
+    written = [str(tree) for tree in trees]
+    parts = [head_and_body(page) for page in written]
     domains = [sample.domain for sample, _ in pages]
     described = [
         {word.lower() for value in set(VALUE.findall(body)) for word in WORD.findall(value)} for _, body in parts
@@ -129,10 +130,11 @@ def examples(folder: Path) -> tuple[list[Example], list[str], list[str]]:
     read = [read_blocks(body, markup) for _, body in parts]
     begun = frequent([{word for block in blocks for word in opening(block.text)} for blocks, _ in read], domains)
     found = []
-    for (sample, segments), tree, (head, _), (blocks, containers) in zip(pages, trees, parts, read):
+    for (sample, segments), tree, page, (head, _), (blocks, containers) in zip(pages, trees, written, parts, read):
         if blocks:
-            title = find_title(tree.title or "", metas(head))
-            found.append(example(sample, segments, title, blocks, containers, words, begun))
+            values = metas(head)
+            claims = find_claims(page, find_title(tree.title or "", values), values)
+            found.append(example(sample, segments, claims, blocks, containers, words, begun))
     return found, words, begun
 
 
@@ -146,14 +148,15 @@ def frequent(sets: list[set[str]], domains: list[str]) -> list[str]:
 
 
 def example(
-    sample: Sample, segments: dict | None, title: str, blocks: list[Block], containers: np.ndarray, words: list[str],
-    begun: list[str],
+    sample: Sample, segments: dict | None, claims: Claims, blocks: list[Block], containers: np.ndarray,
+    words: list[str], begun: list[str],
 ) -> Example:  # fmt: skip
     texts = [block.text for block in blocks]
     labels, count = label(texts, sample.gold) if segments is None else label_segments(texts, segments)
-    rows, opened = measure(blocks, title, {word: bit for bit, word in enumerate(begun)})
+    rows, opened = measure(blocks, claims.title, {word: bit for bit, word in enumerate(begun)})
     bags = [Bag([block.hints for block in blocks], len(words)), Bag([block.near for block in blocks], len(words))]
     inputs = numbers(rows, alike(blocks, containers), containers, enclosing(containers))
+    inputs = np.concatenate([inputs, told(blocks, claims)], 1)
     return Example(sample, inputs, [*bags, Bag([row.tobytes() for row in opened], len(begun))], labels, count)
 
 

@@ -7,6 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.corpus.extract import MAX_DEPTH, UnusablePageError, decode, extract, tidy
+from puna.corpus.extract.blocks import read_blocks
+from puna.corpus.extract.features import told
+from puna.corpus.extract.markup import Markup
+from puna.corpus.extract.metadata import Claims, find_claims
 
 from .conftest import page, prose
 
@@ -73,6 +77,22 @@ def test_no_marks_are_added() -> None:
     text = extract(f"<main><h1>Rivers</h1><p>{one}</p>{head}{lists}</main>").text
     lines = [line.strip() for line in text.splitlines() if line.strip() not in ("", "Rivers")]
     assert lines == [one, "Head", two, three, four]
+
+
+def test_what_a_page_says_about_its_content():
+    html = """<script type="application/ld+json">{"@graph": [{"@type" : "NewsArticle"}, {"@type":"Question"}]}</script>
+    {"@type": "Product"}<script type="application/ld+json">{"@type": "WebSite"}"""
+    text = prose(0)
+    values = {"og:type": "og:product.item", "og:description": text[:80] + "...", "description": "Short"}
+    claims = find_claims(html, "A title", values)
+    assert claims == Claims("A title", [text[:80] + "...", "Short"], (False, True, False, True, False, True))
+    assert find_claims("", "", {}) == Claims("", ["", ""], (False,) * 6)
+    paragraphs = ("Short", f"Said: {text}", text[:50], text[1:60], "More.")
+    rows = told(blocks := read_blocks("".join(f"<p>{each}</p>" for each in paragraphs), Markup({}))[0], claims)
+    assert rows[:, 2:].tolist() == [[0, 1, 0, 1, 0, 1]] * 5
+    assert rows[:, 0].tolist() == [0, 1, 1, 1, 0], "the second begins as it does, the others are within it"
+    assert rows[:, 1].tolist() == [-1, 0, 1, 1, 1]
+    assert not told(blocks, Claims("", ["", "Short"], (False,) * 6)).any()
 
 
 HEAD = """<!doctype html><html lang="pt-BR"><head><title> A  title

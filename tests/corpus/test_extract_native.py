@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from resiliparse.parse.html import HTMLTree
 
 from puna.corpus.extract import UnusablePageError
+from puna.corpus.extract.metadata import Claims
 from puna.corpus.extract.network import Network, load_network
 from puna.corpus.extract.passes import CompiledPasses, Passes, make_passes
 
@@ -16,6 +17,7 @@ from .conftest import page, prose
 
 COMPILED = load_network().passes
 PURE = Passes(COMPILED.markup, COMPILED.openings)
+KINDS = (True, False, False, False, False, False)
 pytestmark = pytest.mark.skipif(
     not isinstance(COMPILED, CompiledPasses), reason="the compiled passes were not built: no C compiler"
 )
@@ -119,8 +121,9 @@ def test_the_network(paragraphs: int) -> None:
     body = "".join(f"<div class='post'><p>{prose(i)}</p><a href=x>Related: {i}</a></div>" for i in range(paragraphs))
     blocks, containers = COMPILED.read_blocks(COMPILED.head_and_body(str(HTMLTree.parse(body)))[1])
     network = load_network()
-    likely = network.probabilities(blocks, containers, "A title")
-    np.testing.assert_allclose(likely, Network(PURE, network.layers).probabilities(blocks, containers, "A title"), 1e-4)
+    claims = Claims("A title", [prose(0)], KINDS)
+    likely = network.probabilities(blocks, containers, claims)
+    np.testing.assert_allclose(likely, Network(PURE, network.layers).probabilities(blocks, containers, claims), 1e-4)
 
 
 def test_a_network_of_another_width() -> None:
@@ -129,7 +132,9 @@ def test_a_network_of_another_width() -> None:
     narrow |= {name: narrow[name][..., :9] for name in ("numbers", "hints", "near", "openings", "first_bias")}
     narrow |= {"conv": narrow["conv"][..., :9, :9], "conv_bias": narrow["conv_bias"][:, :9]}
     narrow |= {"page": narrow["page"][:18, :9], "page_bias": narrow["page_bias"][:9], "last": narrow["last"][:9]}
-    assert Network(COMPILED, narrow).probabilities(blocks, containers, "").tolist() == [0.5] * len(blocks)
+    assert Network(COMPILED, narrow).probabilities(blocks, containers, Claims("", [], KINDS)).tolist() == [0.5] * len(
+        blocks
+    )
 
 
 def test_a_larger_vocabulary_is_read_in_python() -> None:

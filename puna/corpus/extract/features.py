@@ -6,12 +6,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from puna.corpus.extract.blocks import Block
+from puna.corpus.extract.metadata import Claims
 
 OPENING = 60
 """Characters of a block whose words count: "Posted by", "Related:", "Add to cart"."""
 HEADINGS = frozenset(("h2", "h3", "h4", "h5", "h6"))
 LEVELS = 4
 """Enclosing elements looked at; those that hold no more blocks than the one inside do not count."""
+DESCRIBED, LEAST_DESCRIBED = 40, 30
+"""Characters in which a block and a description of the page must agree; shorter ones tell nothing."""
 
 
 def numbers(rows: np.ndarray, kin: np.ndarray, containers: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -85,6 +88,24 @@ def openings(text: str, vocabulary: Mapping[str, int]) -> int:
         if bit is not None:
             bits |= 1 << bit
     return bits
+
+
+def told(blocks: list[Block], claims: Claims) -> np.ndarray:
+    """What the page says about its content, [blocks, 2 + kinds] float32: whether a block says what a description of the
+    page does, its place to the first that does (-1, 0, 1; 0 where none does), and the kinds that the page claims."""
+    rows = np.zeros((len(blocks), 2 + len(claims.kinds)), np.float32)
+    rows[:, 2:] = claims.kinds
+    said = {
+        i
+        for text in {text.rstrip(".… ") for text in claims.descriptions}
+        if len(text) >= LEAST_DESCRIBED
+        for i, block in enumerate(blocks)
+        if text[:DESCRIBED] in block.text or (len(block.text) >= LEAST_DESCRIBED and block.text[:DESCRIBED] in text)
+    }
+    if said:
+        rows[list(said), 0] = 1
+        rows[:, 1] = np.sign(np.arange(len(blocks)) - min(said))
+    return rows
 
 
 def enclosing(containers: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""What the head of a page says about it: title, date, language, address."""
+"""What a page says about itself: title, description, kind, date, language, address."""
 
 import re
 from collections.abc import Iterator
 from datetime import datetime
+from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from puna.corpus.extract.entities import unescape
@@ -21,6 +22,20 @@ DATES = names(
     " article:modified_time og:updated_time"
 )
 TITLES = ("og:title", "twitter:title", "dc.title", "title")
+DESCRIPTIONS = ("og:description", "description")
+OPEN_GRAPH_KINDS = ("article", "product", "website")
+TYPE = re.compile(r'"@type"\s*:\s*"(\w+)"')
+QUESTIONS = ("DiscussionForumPosting", "QAPage", "Question")
+
+
+class Claims(NamedTuple):
+    """What a page says about its content."""
+
+    title: str
+    descriptions: list[str]
+    kinds: tuple[bool, ...]
+    """Whether Open Graph calls it one of OPEN_GRAPH_KINDS; whether there are an article, a product, a forum or
+    questions in its JSON-LD (schema.org)."""
 
 
 def metas(html: str) -> dict[str, str]:
@@ -38,6 +53,24 @@ def find_title(element: str, values: dict[str, str]) -> str:
     """The title element, else what the page tells others to show."""
     title = element.strip() or next((values[name] for name in TITLES if values.get(name)), "")
     return " ".join(title.split())
+
+
+def find_claims(html: str, title: str, values: dict[str, str]) -> Claims:
+    kind = values.get("og:type", "").lower().removeprefix("og:")
+    types = set(linked_types(html))
+    kinds = [kind.startswith(name) for name in OPEN_GRAPH_KINDS]
+    kinds.append(any(name.endswith("Article") or name == "BlogPosting" for name in types))
+    kinds += ["Product" in types, not types.isdisjoint(QUESTIONS)]
+    return Claims(title, [" ".join(values.get(name, "").split()) for name in DESCRIPTIONS], tuple(kinds))
+
+
+def linked_types(html: str) -> Iterator[str]:
+    """The types in all JSON-LD scripts."""
+    end = 0
+    while (start := html.find("application/ld+json", end)) >= 0:
+        end = html.find("</script>", start)
+        end = len(html) if end < 0 else end
+        yield from TYPE.findall(html, start, end)
 
 
 def find_date(html: str, values: dict[str, str]) -> str | None:

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from puna.corpus.extract.blocks import Block
+from puna.corpus.extract.features import told
 from puna.corpus.extract.layers import Layers
 from puna.corpus.extract.markup import Markup
+from puna.corpus.extract.metadata import Claims
 from puna.corpus.extract.passes import Passes, make_passes
 
 
@@ -25,11 +27,12 @@ class Network:
     """Know the words of attributes, those that blocks begin with, and their bits."""
     layers: Layers
 
-    def probabilities(self, blocks: list[Block], containers: np.ndarray, title: str) -> np.ndarray:
+    def probabilities(self, blocks: list[Block], containers: np.ndarray, claims: Claims) -> np.ndarray:
         """Of each block to be main content, [blocks] float32."""
-        rows, openings = self.passes.measure(blocks, title)
+        rows, openings = self.passes.measure(blocks, claims.title)
         kin = self.passes.alike(blocks, containers)
         inputs = self.passes.numbers(rows, kin, containers, self.passes.enclosing(containers))
+        inputs = np.concatenate([inputs, told(blocks, claims)], 1)
         logits = self.passes.forward(self.layers, inputs, blocks, openings)
         return 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
 

@@ -51,7 +51,8 @@ def extract(html: bytes | str, url: str | None = None, charset: str | None = Non
     blocks, containers = network.passes.read_blocks(body)
     text = ""
     if blocks:
-        text = render(choose(blocks, network.probabilities(blocks, containers, title)))
+        claims = metadata.find_claims(clean, title, values)
+        text = render(choose(blocks, network.probabilities(blocks, containers, claims)))
     return Page(
         text,
         title,
