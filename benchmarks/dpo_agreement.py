@@ -61,7 +61,7 @@ def puna_side(folder: Path) -> list[Values]:
         rows = Preferences([Pair(*pair) for pair in pairs_of(length)], None, knobs, names, 0)
         save_reference(rows, folder / "reference", folder / "reference.npy", Log(folder, "agreement", True))
         rows.reference = np.load(folder / "reference.npy")
-        model, batch = load_hf(folder / "model", torch.float32), rows.of(range(PAIRS)).to_last_label()
+        model, batch = load_hf(folder / "model", torch.float32), rows.of([[i] for i in range(PAIRS)]).to_last_label()
         loss = Preference(BETA, TERMS[term])
         with attention_in(model, document_attention):  # as in training
             value = loss(model.hidden(batch.tokens, documents=batch.documents), model.lm_head.weight, batch,

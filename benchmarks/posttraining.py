@@ -3,7 +3,8 @@
     python benchmarks/posttraining.py --trl PYTHON [--steps 4] [--only sft]     # a Python that has trl and peft
 
 Every contestant trains in a process of its own and waits after each step until it is its turn again, so what else the
-machine does falls on all of them. A token is one of a chat, not padding. benchmarks/README.md tells what is equal.
+machine does falls on all of them. A token is one of a chat, not padding; a pair has those of both its chats.
+benchmarks/README.md tells what is equal.
 """
 
 import argparse
@@ -23,6 +24,8 @@ import torch
 from spread import spread
 
 VOCAB, LAYERS, DIM, SEQ_LEN, BATCH, PAD = 8192, 4, 256, 512, 8, 8191
+DPO_ROWS = 3
+"""Of 2 SEQ_LEN tokens, which hold about BATCH pairs."""
 WARM_UP = 1
 RANK, ALPHA = 16, 32.0
 BETA, NLL = 0.1, 0.2
@@ -104,15 +107,16 @@ def _train_puna(world: Any, stage: str, settings: dict[str, Any], folder: Path, 
         "checkpoint_seconds": 1e9, "processes": 1, "lora": Lora(rank=RANK if settings.get("lora") else 0, alpha=ALPHA),
     }  # fmt: skip
     log = Log(folder, "benchmark", True)
-    per_pair = 0.0
+    some, per_pair, charged = [], 0.0, [0.0]
     if stage == "sft":
         knobs = Sft(seq_len=SEQ_LEN, **common)
         chats = [(p + r, [False] * len(p) + [True] * len(r)) for p, r in some_chats(steps * BATCH * 3)]
         rows: Any = PackedChats(chats, SEQ_LEN, PAD, 1, 0)
         loss: Any = NextToken()
     else:
-        knobs = Dpo(seq_len=2 * SEQ_LEN, mask_format=False, beta=BETA, nll=NLL, **common)
-        pairs = [Pair(*pair) for pair in some_pairs(steps * BATCH)]
+        knobs = Dpo(seq_len=2 * SEQ_LEN, mask_format=False, beta=BETA, nll=NLL, **common | {"batch_rows": DPO_ROWS})
+        some = some_pairs(steps * 2 * BATCH)
+        pairs = [Pair(*pair) for pair in some]
         names: Any = SimpleNamespace(pad_id=PAD, special={})
         rows = Preferences(pairs, None, knobs, names, 0)
         before = time.process_time()
@@ -123,9 +127,13 @@ def _train_puna(world: Any, stage: str, settings: dict[str, Any], folder: Path, 
     model = add_adapters(load_hf(folder / "model", dtype=torch.float32), knobs.lora, 0)
 
     def after(step: int, module: Any) -> None:
-        batch = rows.rows(range((step - 1) * BATCH, step * BATCH))
+        if stage == "sft":
+            turn(int((rows.rows(range((step - 1) * BATCH, step * BATCH)).tokens != PAD).sum()))
+            return
+        numbers = [i for place in rows.orders[0][(step - 1) * DPO_ROWS : step * DPO_ROWS] for i in rows.bins[place]]
         # The reference's share of the time, which was spent at the start, is charged step by step, as TRL's is.
-        turn(int((batch.tokens != PAD).sum()), step * BATCH * per_pair)
+        charged[0] += len(numbers) * per_pair
+        turn(sum(len(ids) for i in numbers for ids in (some[i][0], *some[i])), charged[0])
 
     train(model, rows, loss, knobs, world, folder / "work", log, "benchmark", after)
 

@@ -129,17 +129,37 @@ class Cache(Protocol):
         ...
 
 
+BRANCH = 2**32
+"""A row's token belongs to document `d`, or to a branch of it: d + BRANCH * branch, branches numbered from 1. The
+branches of a document, such as several answers to one prompt, follow it one after the other; each goes on where the
+document ends, and sees it and itself only, as if it were in a row of its own."""
+
+
 def document_positions(documents: Tensor) -> Tensor:
-    """Positions [B, S] that restart at 0 wherever the document id [B, S] differs from the one before."""
+    """Positions [B, S] that restart at 0 with every document [B, S], and with every branch at the document's end."""
     index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    starts = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
-    return index - torch.where(starts, index, 0).cummax(dim=1).values
+    number, branch = documents % BRANCH, documents >= BRANCH
+
+    def changes(values: Tensor) -> Tensor:
+        return F.pad(values[:, 1:] != values[:, :-1], (1, 0), value=True)
+
+    def latest(here: Tensor) -> Tensor:
+        return torch.where(here, index, 0).cummax(dim=1).values
+
+    starts, begins = changes(documents), changes(number)
+    branches = branch & (begins | (starts & ~F.pad(branch[:, :-1], (1, 0))))  # where the first of a document starts
+    return index - latest(starts) + torch.where(branch, latest(branches) - latest(begins), 0)
+
+
+def sees(queries: Tensor, keys: Tensor) -> Tensor:
+    """Whether tokens of these documents see those, if they come later: of the same document and the same branch, or
+    of what comes before the branch."""
+    return (queries == keys) | (queries % BRANCH == keys)
 
 
 def document_mask(documents: Tensor) -> Tensor:
-    """Boolean mask [B, 1, S, S], True where a token may attend: earlier or itself, in the same document."""
-    same = documents[:, None, :, None] == documents[:, None, None, :]
-    return same.tril()
+    """Boolean mask [B, 1, S, S], True where a token may attend: earlier or itself, in what it sees of its document."""
+    return sees(documents[:, None, :, None], documents[:, None, None, :]).tril()
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
@@ -304,9 +324,9 @@ class Llama(nn.Module):
         """The final norm's output [B, S, dim] for tokens [B, S], before the output matrix.
 
         Attention is causal. `documents` [B, S] numbers the documents packed into a row, each contiguous: a
-        token then sees its own document only (paper, section 3.2). `mask`, boolean and broadcastable to [B,
-        1, S, K] with True where a token may attend, replaces both rules. `positions` [B, S] default to
-        0..S-1, from 0 again in each document; with a `cache` they must be given.
+        token then sees its own document only (paper, section 3.2), in a BRANCH of it that branch only. `mask`,
+        boolean and broadcastable to [B, 1, S, K] with True where a token may attend, replaces both rules.
+        `positions` [B, S] default to 0..S-1, from 0 again in each document; with a `cache` they must be given.
         """
         if documents is not None and (mask is not None or cache is not None):
             raise ValueError("documents cannot be combined with mask or cache: build one mask from both")

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from puna.model.llama import Attention, document_mask, document_positions
+from puna.model.llama import Attention, document_mask, document_positions, sees
 
 
 def chunk_places(seq_len: int, cp: int, rank: int) -> Tensor:
@@ -51,8 +51,8 @@ class View:
         if self.cp == 1:
             return document_mask(documents)
         queries, keys = self.queries(documents), self.keys(documents)
-        same = documents[:, queries, None] == documents[:, None, keys]
-        return (same & (queries[:, None] >= keys))[:, None]
+        seen = sees(documents[:, queries, None], documents[:, None, keys])
+        return (seen & (queries[:, None] >= keys))[:, None]
 
 
 def apply_context_parallel(model: nn.Module, mesh: DeviceMesh) -> None:

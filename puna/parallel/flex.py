@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from puna.model.llama import Attention
+from puna.model.llama import Attention, sees
 from puna.parallel.context import View
 
 
@@ -21,12 +21,12 @@ class BlockView(View):
     def mask(self, documents: Tensor) -> BlockMask:  # pyright: ignore[reportIncompatibleMethodOverride]
         queries, keys = self.queries(documents), self.keys(documents)
 
-        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        def attends(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             q, k = queries[query], keys[key]
-            return (documents[row, q] == documents[row, k]) & (q >= k)
+            return sees(documents[row, q], documents[row, k]) & (q >= k)
 
         make = _compiled(create_block_mask) if documents.is_cuda else create_block_mask
-        return make(sees, len(documents), None, len(queries), len(keys), device=documents.device)
+        return make(attends, len(documents), None, len(queries), len(keys), device=documents.device)
 
 
 def apply_flex(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from puna.errors import PunaError
 from puna.infer.engine import Engine, Sampling
 from puna.infer.pool import run_jobs
 from puna.log import Log
+from puna.model.llama import BRANCH
 from puna.model.lora import add_adapters, finish_adapters
 from puna.model.weights import load_hf
 from puna.posttrain.chats import read_jsonl, trained_tokens
@@ -27,7 +28,7 @@ from puna.text.chat import Chat, Message, parse, render
 from puna.text.tokenizer import Tokenizer
 from puna.tools import CALCULATOR, last_number, run_call
 from puna.train.attention import attention_in, document_attention
-from puna.train.batches import IGNORE, Batch, lay_out, rng
+from puna.train.batches import IGNORE, Batch, pack, rng
 from puna.train.launch import World, count_processes, launch
 from puna.train.loop import train
 from puna.train.losses import Preference
@@ -54,17 +55,18 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path, log: Log) -> dict[st
 def fit(knobs: Dpo, seed: int, base: Path, path: Path, out: Path, log: Log) -> dict[str, Any]:
     """A chat model and a file of pairs -> a chat model that prefers what was chosen."""
     pairs, tokenizer = read_pairs(path), Tokenizer.load(base)
-    if len(pairs) < knobs.batch_rows:
+    batches = Preferences(pairs, None, knobs, tokenizer, seed)
+    if len(batches.bins) < knobs.batch_rows:
         log.message(
-            f"only {len(pairs)} preference pairs, fewer than dpo.batch_rows = {knobs.batch_rows}: the model is nearly "
-            "always right or nearly always wrong, and goes on as it is; more pairs come from a higher "
-            "synthesize.preference_problems or dpo.samples"
+            f"only {len(pairs)} preference pairs, {len(batches.bins)} rows, fewer than dpo.batch_rows = "
+            f"{knobs.batch_rows}: the model is nearly always right or nearly always wrong, and goes on as it is; more "
+            "pairs come from a higher synthesize.preference_problems or dpo.samples"
         )
         save_model(load_hf(base), tokenizer, out)
         return {"dpo.pairs": figure(len(pairs))}
     reference = work_folder(out) / "reference.npy"
     if not reference.exists():
-        save_reference(Preferences(pairs, None, knobs, tokenizer, seed), base, reference, log)
+        save_reference(batches, base, reference, log)
     launch(_train, count_processes(knobs), knobs, seed, base, path, out, log)
     return {
         "dpo.pairs": figure(len(pairs)),
@@ -134,42 +136,49 @@ def _distinct(responses: list[list[int]]) -> list[list[int]]:
 
 
 class Preferences:
-    """Pairs as training rows: the chosen dialogue and the rejected one side by side, as two documents."""
+    """Pairs packed into training rows. A pair is a document, its prompt, and two branches of it, the chosen and the
+    rejected response, each of which begins with the prompt's last token: what follows that differs."""
 
     def __init__(
         self, pairs: list[Pair], reference: np.ndarray | None, knobs: Dpo, tokenizer: Tokenizer, seed: int
     ) -> None:
-        longest = max(pair.tokens for pair in pairs)
+        longest = max((pair.tokens for pair in pairs), default=0)
         if longest > knobs.seq_len:
             raise PunaError(f"a pair has {longest} tokens, dpo.seq_len is {knobs.seq_len}; raise it")
-        self.pairs, self.reference, self.seq_len, self.pad_id = (
-            pairs,
-            reference,
-            knobs.seq_len,
-            tokenizer.pad_id,
-        )
+        self.pairs, self.reference, self.seq_len, self.pad_id = pairs, reference, knobs.seq_len, tokenizer.pad_id
         self.mask_format, self.special = knobs.mask_format, torch.tensor(sorted(tokenizer.special.values()))
-        self.orders = [rng(seed, "pairs", epoch).permutation(len(pairs)) for epoch in range(knobs.epochs)]
+        self.bins = pack([pair.tokens for pair in pairs], knobs.seq_len, rng(seed, "pack pairs"))
+        self.orders = [rng(seed, "pairs", epoch).permutation(len(self.bins)) for epoch in range(knobs.epochs)]
 
     def __len__(self) -> int:
-        return len(self.pairs) * len(self.orders)
+        return len(self.bins) * len(self.orders)
 
     def rows(self, numbers: Sequence[int]) -> Batch:
-        places = [int(self.orders[i // len(self.pairs)][i % len(self.pairs)]) for i in numbers]
-        return self.of(places)
+        return self.of([self.bins[self.orders[i // len(self.bins)][i % len(self.bins)]] for i in numbers])
 
-    def of(self, places: Sequence[int]) -> Batch:
-        rows = []
-        for pair in (self.pairs[place] for place in places):
-            masks = [[False] * len(pair.prompt) + [True] * len(end) for end in (pair.chosen, pair.rejected)]
-            rows.append([(pair.prompt + pair.chosen, masks[0]), (pair.prompt + pair.rejected, masks[1])])
-        batch = lay_out(rows, self.seq_len, self.pad_id)
-        batch.scored = batch.labels != IGNORE
+    def of(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Rows of the pairs at these places."""
+        tokens = torch.full((len(rows), self.seq_len), self.pad_id)
+        labels, documents = torch.full_like(tokens, IGNORE), torch.full_like(tokens, sum(map(len, rows)))
+        number = 0
+        for r, row in enumerate(rows):
+            at = 0
+            for pair in (self.pairs[place] for place in row):
+                *before, last = pair.prompt
+                for branch, ids in enumerate((before, [last, *pair.chosen], [last, *pair.rejected])):
+                    end = at + len(ids)
+                    tokens[r, at:end] = torch.tensor(ids)
+                    documents[r, at:end] = number + BRANCH * branch
+                    if branch:
+                        labels[r, at : end - 1] = tokens[r, at + 1 : end]
+                    at = end
+                number += 1
+        scored = labels != IGNORE
         if self.mask_format:
-            batch.scored &= ~torch.isin(batch.labels, self.special)
-        if self.reference is not None:
-            batch.reference = torch.from_numpy(self.reference[list(places)])
-        return batch
+            scored &= ~torch.isin(labels, self.special)
+        pairs = [place for row in rows for place in row]
+        reference = np.zeros((len(pairs), 2)) if self.reference is None else self.reference[pairs]
+        return Batch(tokens, labels, documents, scored, torch.from_numpy(reference))
 
 
 @torch.no_grad()
@@ -181,7 +190,7 @@ def save_reference(batches: Preferences, model_folder: Path, path: Path, log: Lo
     with log.progress("reference", len(order)) as bar, attention_in(model, document_attention):
         for at in range(0, len(order), 8):
             places = order[at : at + 8]
-            batch = batches.of(places).to_last_label()
+            batch = batches.of([[place] for place in places]).to_last_label()
             hidden = model.hidden(batch.tokens, documents=batch.documents)
             found[places] = loss.sums(hidden, model.lm_head.weight, batch)[1]
             bar.advance(len(places))

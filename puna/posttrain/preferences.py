@@ -32,8 +32,8 @@ class Pair(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of both dialogues, chosen and rejected."""
-        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+        """That it takes in a row of DPO: both responses, each after the prompt's last token."""
+        return len(self.prompt) + 1 + len(self.chosen) + len(self.rejected)
 
 
 def read_pairs(*paths: Path) -> list[Pair]:
@@ -63,7 +63,7 @@ def own_pairs(path: Path, tokenizer: Tokenizer, longest: int) -> list[Pair]:
             if name in line:
                 messages = [*chat.messages, Message.from_dict(line[name])]
                 answers[name] = render(Chat(messages, tools=chat.tools), tokenizer).ids[len(prompt) :]
-        if 2 * len(prompt) + sum(map(len, answers.values())) <= longest:
+        if len(prompt) + 1 + sum(map(len, answers.values())) <= longest:
             pairs.append(Pair(prompt, **answers, strength=line["strength"]))
     return pairs
 

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from puna.errors import PunaError
 from puna.log import Log
+from puna.model.llama import BRANCH
 from puna.model.lora import add_adapters, finish_adapters
 from puna.model.weights import load_hf
 from puna.posttrain.chats import trained_tokens
 from puna.posttrain.preferences import Pair, read_pairs
-from puna.posttrain.reward_model import BRANCHES, RewardModel, Scorer, branches, save_reward
+from puna.posttrain.reward_model import RewardModel, Scorer, branches, save_reward
 from puna.recipe import Reward
 from puna.run import figure, work_folder
 from puna.text.tokenizer import Tokenizer
@@ -74,7 +75,7 @@ def merge(pairs: Sequence[Pair], room: int) -> list[Ranked]:
         _, ranked = there = latest.get(key, (pair.prompt, []))
         if worst in ranked:
             continue
-        if not ranked or size(there) + len(rejected) > room or len(ranked) == BRANCHES - 1:
+        if not ranked or size(there) + len(rejected) > room:
             latest[key] = pair.prompt, [*enumerate(above), worst]
             found.append(latest[key])
         else:
@@ -120,10 +121,10 @@ class Rankings:
                 ids, numbering, ends = branches(prompt, [ranked[place][1] for place in order])
                 here = slice(at, at + len(ids))
                 tokens[r, here] = torch.tensor(ids)
-                documents[r, here] = conversation * BRANCHES + torch.tensor(numbering)
+                documents[r, here] = conversation + torch.tensor(numbering)
                 labels[r, here][ends] = torch.tensor([ranked[place][0] for place in order])
                 at += len(ids)
-            documents[r, at:] = len(chosen) * BRANCHES
+            documents[r, at:] = len(chosen)
         return Batch(tokens, labels, documents)
 
 
@@ -147,5 +148,5 @@ class Ranking:
         ends = (labels != IGNORE).nonzero()[:, 0]
         ranks = labels[ends]
         row = ends // batch.labels.shape[1]
-        prompt = (batch.documents.flatten()[ends] // BRANCHES) + row * batch.labels.shape[1]
+        prompt = (batch.documents.flatten()[ends] % BRANCH) + row * batch.labels.shape[1]
         return ends, (prompt[:, None] == prompt) & (ranks[:, None] < ranks)

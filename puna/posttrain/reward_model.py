@@ -1,8 +1,7 @@
 """The reward model: a Llama whose output is one number, and the scorer that reads chats with it (section 4.1.2).
 
-A conversation is laid out as its prompt and then its responses, one after the other in one row: "branches". Each
-response sees the prompt and itself only, and its positions go on from the prompt's, so that its score is what it would
-be in a row of its own while the prompt is read once.
+A conversation is laid out as its prompt and then its responses, one after the other in one row: its branches
+(model/llama.py). The score of each is what it would be in a row of its own, while the prompt is read once.
 
 On disk it is a Hugging Face directory of a LlamaForSequenceClassification with one label, which scores the last token.
 """
@@ -13,16 +12,14 @@ from typing import Self
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from puna.errors import PunaError
-from puna.model.llama import Cache, Llama, LlamaConfig
+from puna.model.llama import BRANCH, Llama, LlamaConfig
 from puna.model.weights import check_tensors, config_from_hf, config_to_hf, read_json, write_json
 from puna.text.chat import Chat, render
 from puna.text.tokenizer import Tokenizer
 
-BRANCHES = 64
-"""Numbers that a conversation takes: branch 0 is its prompt, the others are responses."""
 ARCHITECTURE = "LlamaForSequenceClassification"
 
 
@@ -49,28 +46,6 @@ class RewardModel(Llama):
         state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("lm_head.")}
         reward.load_state_dict(state | {"score.weight": torch.zeros(1, model.config.dim)})
         return reward
-
-    def hidden(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """As Llama's, with `documents` [B, S] of the form conversation * BRANCHES + branch."""
-        if documents is None:
-            return super().hidden(tokens, positions, mask=mask, cache=cache)
-        mask = branch_mask(documents)
-        return super().hidden(tokens, mask[:, 0].sum(-1) - 1, mask=mask)  # as many tokens before it as it sees
-
-
-def branch_mask(documents: Tensor) -> Tensor:
-    """Boolean mask [B, 1, S, S]: a token may attend to its conversation's prompt and its own branch before it."""
-    conversation, branch = documents // BRANCHES, documents % BRANCHES
-    same = conversation[:, None, :, None] == conversation[:, None, None, :]
-    own = branch[:, None, :, None] == branch[:, None, None, :]
-    return (same & (own | (branch == 0)[:, None, None, :])).tril()
 
 
 def save_reward(
@@ -146,7 +121,7 @@ class Scorer:
             room = sizes[numbers[-1]]
             rows = [branches(*conversations[i]) for i in numbers]
             ids = torch.tensor([row + [0] * (room - len(row)) for row, _, _ in rows], device=device)
-            documents = [row + [BRANCHES] * (room - len(row)) for _, row, _ in rows]
+            documents = [row + [1] * (room - len(row)) for _, row, _ in rows]
             hidden = self.model.hidden(ids, documents=torch.tensor(documents, device=device))
             for i, values, (_, _, ends) in zip(numbers, self.model.score(hidden)[:, :, 0].float(), rows):
                 scores[i] = values[ends].tolist()
@@ -154,12 +129,13 @@ class Scorer:
 
 
 def branches(prompt: list[int], responses: Sequence[list[int]]) -> tuple[list[int], list[int], list[int]]:
-    """A conversation as a row: its ids, the branch of each, and the place of each response's last token."""
-    if not prompt or not all(responses) or len(responses) >= BRANCHES:
-        raise PunaError(f"a prompt and 1 to {BRANCHES - 1} responses are scored together, none of them empty")
+    """A conversation as document 0 of a row: its ids, their document and branch, and the place of each response's last
+    token."""
+    if not prompt or not all(responses):
+        raise PunaError("a prompt and its responses are scored together, none of them empty")
     ids, numbers, ends = list(prompt), [0] * len(prompt), []
     for number, response in enumerate(responses, 1):
         ids += response
-        numbers += [number] * len(response)
+        numbers += [number * BRANCH] * len(response)
         ends.append(len(ids) - 1)
     return ids, numbers, ends

@@ -111,8 +111,8 @@ class Posttrain(Knobs):
 class Dpo(Finetuning):
     """Direct preference optimization on pairs labelled by execution (section 4.1.4)."""
 
-    batch_rows: int = Field(64, ge=1)
-    """Rows of a step; a pair fills one row with its chosen and its rejected dialogue."""
+    batch_rows: int = Field(8, ge=1)
+    """Rows of a step; pairs are packed into rows, each its prompt once and both responses."""
     weight_decay: float = Field(0.0, ge=0)
     beta: float = Field(0.1, gt=0)
     """Section 4.1.4."""

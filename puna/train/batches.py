@@ -34,11 +34,11 @@ class Batch:
     labels: Tensor
     """[rows, seq_len] int64: the token that follows, or IGNORE"""
     documents: Tensor
-    """[rows, seq_len] int64: which document of its row a token belongs to"""
+    """[rows, seq_len] int64: which document of its row a token belongs to, and which BRANCH of it (model/llama.py)"""
     scored: Tensor | None = None
     """[rows, seq_len] bool, DPO only: the labels that count for the preference"""
     reference: Tensor | None = None
-    """[rows, 2] fp64, DPO only: log-probability of chosen and rejected under the reference model"""
+    """[pairs, 2] fp64, DPO only: log-probability of chosen and rejected under the reference model"""
     sources: Tensor | None = None
     """[rows, seq_len] int64, pretraining only: the number of the source that a token is from"""
 

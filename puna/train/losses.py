@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from puna.model.llama import BRANCH
 from puna.train.batches import IGNORE, Batch
 
 CHUNK = 512
@@ -256,7 +257,8 @@ class NextToken:
 
 
 class Preference:
-    """DPO with a likelihood term (section 4.1.4): document 0 of a row is the chosen dialogue, 1 the rejected.
+    """DPO with a likelihood term (section 4.1.4): a pair is a document, numbered through the batch; branch 1 of it is
+    the chosen response, 2 the rejected.
 
     -log sigmoid(beta * (chosen - rejected)), each the log-probability of its scored labels relative to the reference
     model, averaged over pairs; plus `nll` times the mean cross-entropy of the chosen labels, all of them.
@@ -269,22 +271,25 @@ class Preference:
         self.beta, self.nll = beta, nll
 
     def counts(self, batch: Batch) -> Tensor:
-        chosen = (batch.labels != IGNORE) & (batch.documents == 0)
-        return torch.stack([torch.tensor(float(len(batch.tokens)), device=chosen.device), chosen.sum().float()])
+        assert batch.reference is not None
+        chosen = (batch.labels != IGNORE) & (batch.documents // BRANCH == 1)
+        return torch.stack([torch.tensor(float(len(batch.reference)), device=chosen.device), chosen.sum().float()])
 
     def __call__(self, hidden: Tensor, weight: Tensor, batch: Batch, counts: Tensor) -> Tensor:
         assert batch.reference is not None
         log_probs, sums = self.sums(hidden, weight, batch)
         margins = sums - batch.reference
         preference = -F.logsigmoid(self.beta * (margins[:, 0] - margins[:, 1])).sum() / counts[0]
-        likelihood = (log_probs * (batch.documents == 0)).sum() / counts[1].clamp(min=1)
+        likelihood = (log_probs * (batch.documents // BRANCH == 1)).sum() / counts[1].clamp(min=1)
         return preference.float() - self.nll * likelihood
 
     def sums(self, hidden: Tensor, weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-probability of every label [rows, seq_len], and the scored ones summed: chosen, rejected [rows, 2]
+        """Log-probability of every label [rows, seq_len], and the scored ones summed: chosen, rejected [pairs, 2]
         fp64."""
         assert batch.scored is not None
+        assert batch.reference is not None
         log_probs = token_log_probs(hidden.flatten(0, 1), weight, batch.labels.flatten()).view_as(batch.tokens)
-        scored = log_probs.double() * batch.scored
-        sums = [(scored * (batch.documents == document)).sum(1) for document in (0, 1)]
-        return log_probs, torch.stack(sums, 1)
+        place = batch.documents % BRANCH * 2 + batch.documents // BRANCH - 1
+        place = torch.where(batch.scored, place, 0).flatten()
+        scored = (log_probs.double() * batch.scored).flatten()
+        return log_probs, scored.new_zeros(batch.reference.numel()).index_add(0, place, scored).view(-1, 2)

@@ -13,7 +13,7 @@ import torch
 
 from puna.errors import PunaError
 from puna.log import Log
-from puna.model.llama import PRESETS, Llama
+from puna.model.llama import BRANCH, PRESETS, Llama
 from puna.parallel.checkpoint import load_parts
 from puna.recipe import Training
 from puna.recipe.layout import Layout
@@ -29,7 +29,7 @@ STEPS = 4
 
 
 class RandomRows:
-    """Rows of two documents; with `pairs`, scored and with a reference."""
+    """Rows of two documents; with `pairs`, of one with two branches, scored and with a reference."""
 
     def __init__(self, rows: int, pairs: bool = False) -> None:
         random = torch.Generator().manual_seed(5)
@@ -44,7 +44,9 @@ class RandomRows:
         documents = (torch.arange(16) >= 7).long().expand(len(tokens), 16)
         batch = Batch(tokens[:, :-1], tokens[:, 1:], documents, sources=tokens[:, :-1] % 2)
         if self.pairs:
-            batch.scored = torch.ones_like(documents, dtype=torch.bool)
+            branches = torch.tensor([0] * 4 + [1] * 5 + [2] * 7)
+            batch.documents = branches * BRANCH + torch.arange(len(tokens))[:, None]
+            batch.scored = (branches > 0).expand_as(documents)
             batch.reference = torch.full((len(tokens), 2), -40.0)
         return batch
 

@@ -321,7 +321,7 @@ def test_every_line_is_kept_or_dropped_with_its_reason(recipe: Recipe, out: Path
         "chats.dropped.json": 1, "chats.dropped.duplicate": 1, "chats.dropped.exclamations": 1,
     }  # fmt: skip
     assert to_chat(kept[-1]).messages == [Message("user", "hi"), Message("assistant", "hello")]
-    (pair,) = own_pairs(out / "preferences.jsonl", tokenizer, 900)  # the other is too long
+    (pair,) = own_pairs(out / "preferences.jsonl", tokenizer, 480)  # the other is too long
     assert pair.prompt + pair.chosen == render(chat("hi", "hello"), tokenizer).ids
     assert pair.prompt + pair.rejected == render(chat("hi", "no"), tokenizer).ids
     first = {path.name: path.read_bytes() for path in out.iterdir()}

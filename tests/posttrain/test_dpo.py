@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 from puna.errors import PunaError
 from puna.infer.engine import Sampling
 from puna.log import Log
+from puna.model.llama import BRANCH
 from puna.model.weights import load_hf
 from puna.posttrain import dpo
 from puna.posttrain.dpo import Pair, Preferences, is_right_call, is_right_reply
@@ -120,28 +121,50 @@ def some_pairs(tokenizer: Tokenizer, count: int) -> list[Pair]:
     ]
 
 
-def test_rows_are_pairs_side_by_side(tokenizer: Tokenizer, make_recipe: MakeRecipe):
+def test_rows_are_prompts_and_both_responses(tokenizer: Tokenizer, make_recipe: MakeRecipe):
     pairs = some_pairs(tokenizer, 5)
     reference = np.arange(10, dtype=np.float32).reshape(5, 2)
-    batches = Preferences(pairs, reference, make_recipe(dpo={"seq_len": 20, "epochs": 2}).dpo, tokenizer, seed=1)
+    batches = Preferences(pairs, reference, make_recipe(dpo={"seq_len": 15, "epochs": 2}).dpo, tokenizer, seed=1)
     assert len(batches) == 10
-    batch = batches.of([3])
+    batch = batches.of([[3], [1]])
     assert batch.scored is not None
     tokens, labels, documents = (t[0].tolist() for t in (batch.tokens, batch.labels, batch.documents))
     eot, bos, pad = tokenizer.eot_id, tokenizer.bos_id, tokenizer.pad_id
-    assert tokens == [bos, *b"03:3a", eot, bos, *b"03:3bb", eot, *[pad] * 5]
+    assert tokens == [bos, *b"03", *b":3a", eot, *b":3bb", eot, pad, pad, pad]
     x = IGNORE
-    assert labels == [x, x, x, *b"3a", eot, x, x, x, x, *b"3bb", eot, x, *[x] * 5]
-    assert documents == [0] * 7 + [1] * 8 + [2] * 5
-    assert [i for i, scored in enumerate(batch.scored[0].tolist()) if scored] == [3, 4, 10, 11, 12]
+    assert labels == [x, x, x, *b"3a", eot, x, *b"3bb", eot, x, x, x, x]
+    assert documents == [0] * 3 + [BRANCH] * 4 + [2 * BRANCH] * 5 + [2] * 3
+    assert batch.documents[1].tolist() == [1] * 3 + [1 + BRANCH] * 4 + [1 + 2 * BRANCH] * 5 + [2] * 3
+    assert [i for i, scored in enumerate(batch.scored[0].tolist()) if scored] == [3, 4, 7, 8, 9]
     assert batch.reference is not None
-    assert batch.reference.tolist() == [[6.0, 7.0]]
+    assert batch.reference.tolist() == [[6.0, 7.0], [2.0, 3.0]]
 
     epochs = [[bytes(row[1:3].tolist()) for row in batches.rows(range(at, at + 5)).tokens] for at in (0, 5)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == [b"00", b"01", b"02", b"03", b"04"]
     assert epochs[0] != epochs[1]
-    with pytest.raises(PunaError, match=r"a pair has 15 tokens, dpo\.seq_len is 14; raise it"):
-        Preferences(pairs, None, make_recipe(dpo={"seq_len": 14}).dpo, tokenizer, 1)
+    with pytest.raises(PunaError, match=r"a pair has 12 tokens, dpo\.seq_len is 11; raise it"):
+        Preferences(pairs, None, make_recipe(dpo={"seq_len": 11}).dpo, tokenizer, 1)
+
+
+def test_packed_pairs_have_the_loss_and_gradients_of_pairs_alone(
+    tokenizer: Tokenizer, model_folder: Path, make_recipe: MakeRecipe
+):
+    pairs, loss = some_pairs(tokenizer, 7), Preference(0.5, 0.2)
+    reference = np.random.default_rng(0).normal(-9, 1, (7, 2))
+
+    def found(seq_len: int) -> list[torch.Tensor]:
+        model = load_hf(model_folder, dtype=torch.float32)
+        batches = Preferences(pairs, reference, make_recipe(dpo={"seq_len": seq_len}).dpo, tokenizer, 1)
+        batch = batches.rows(range(len(batches.bins)))
+        assert len(batch.tokens) == {12: 7, 36: 3}[seq_len]
+        value = loss(
+            model.hidden(batch.tokens, documents=batch.documents), model.lm_head.weight, batch, loss.counts(batch)
+        )
+        value.backward()
+        return [value.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    for alone, packed in zip(found(12), found(36), strict=True):
+        assert (packed - alone).norm() <= 1e-6 * alone.norm()
 
 
 @torch.no_grad()
@@ -191,7 +214,7 @@ def test_on_long_pairs_loss_and_gradients_are_those_of_fp64(
     margins = sums - exact(tmp_path / "reference")[1].detach()
     wanted = -F.logsigmoid(0.1 * (margins[:, 0] - margins[:, 1])).mean()
     wanted.backward()
-    model, batch, loss = load_hf(model_folder, torch.float32), batches.of(range(2)), Preference(0.1, 0.0)
+    model, batch, loss = load_hf(model_folder, torch.float32), batches.of([[0], [1]]), Preference(0.1, 0.0)
     found = loss(model.hidden(batch.tokens, documents=batch.documents), model.lm_head.weight, batch, loss.counts(batch))
     found.backward()
     assert sums.abs().max() > 1000
@@ -209,7 +232,7 @@ def test_the_stage_makes_the_model_prefer_what_is_chosen(
     pairs = some_pairs(tokenizer, 40)
     lines = "".join(json.dumps(pair._asdict()) + "\n" for pair in pairs)
     (out.parent / "work" / "pairs.jsonl").write_text(lines)  # sampled before the run was interrupted
-    knobs: dict[str, Any] = {"seq_len": 20, "batch_rows": 8, "epochs": 6, "peak_lr": 3e-3, "beta": 0.5}
+    knobs: dict[str, Any] = {"seq_len": 12, "batch_rows": 8, "epochs": 6, "peak_lr": 3e-3, "beta": 0.5}
     recipe = make_recipe(dpo=knobs)
     metrics = dpo.run(recipe, {"sft": model_folder, "synthesize": out}, out, log)
 
@@ -223,7 +246,7 @@ def test_the_stage_makes_the_model_prefer_what_is_chosen(
     batch, model = batches.rows(range(8)), load_hf(model_folder, dtype=torch.float32)
     hidden = model.hidden(batch.tokens, documents=batch.documents)
     log_probs, _ = Preference(0.5, 0.2).sums(hidden, model.lm_head.weight, batch)
-    chosen = log_probs[(batch.documents == 0) & (batch.labels != IGNORE)]
+    chosen = log_probs[(batch.documents // BRANCH == 1) & (batch.labels != IGNORE)]
     assert first == pytest.approx(np.log(2) - 0.2 * chosen.mean().item(), rel=1e-4)
     assert metrics["dpo.pairs"]["value"] == 40
     assert (out / "pairs.jsonl").read_text() == lines
@@ -237,6 +260,6 @@ def test_with_too_few_pairs_the_model_goes_on_unchanged(
     metrics = dpo.run(make_recipe(dpo={"batch_rows": 8}), {"sft": model_folder, "synthesize": out}, out, log)
     assert metrics["dpo.pairs"]["value"] == 3
     said = " ".join(capsys.readouterr().err.split())
-    assert "only 3 preference pairs, fewer than dpo.batch_rows = 8" in said
+    assert "only 3 preference pairs, 1 rows, fewer than dpo.batch_rows = 8" in said
     before, after = (load_hf(folder, dtype=torch.bfloat16).state_dict() for folder in (model_folder, out))
     assert all(before[name].equal(after[name]) for name in before)

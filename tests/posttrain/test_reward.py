@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 
 from puna.errors import PunaError
 from puna.log import Log
+from puna.model.llama import BRANCH, document_mask, document_positions
 from puna.model.weights import load_hf
 from puna.posttrain import reward
 from puna.posttrain.preferences import Pair, pair_lines, read_pairs
 from puna.posttrain.reward import Ranking, Rankings, merge, ranks_right
-from puna.posttrain.reward_model import BRANCHES, RewardModel, Scorer, branch_mask, load_reward, save_reward
+from puna.posttrain.reward_model import RewardModel, Scorer, load_reward, save_reward
 from puna.recipe import Recipe
 from puna.text.chat import Chat, Message, render
 from puna.text.tokenizer import Tokenizer
@@ -47,8 +48,9 @@ def alone(model: RewardModel, prompt: list[int], response: list[int]) -> float:
 
 
 def test_a_response_sees_the_prompt_and_itself_only():
-    mask = branch_mask(torch.tensor([[0, 0, 1, 1, 2, BRANCHES, BRANCHES + 1]]))[0, 0].int().tolist()
-    assert mask == [
+    documents = torch.tensor([[0, 0, BRANCH, BRANCH, 2 * BRANCH, 1, 1 + BRANCH]])
+    assert document_positions(documents).tolist() == [[0, 1, 2, 3, 2, 0, 1]]
+    assert document_mask(documents)[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 0],

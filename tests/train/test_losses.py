@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from puna.model.llama import BRANCH
 from puna.train import losses
 from puna.train.batches import IGNORE, Batch, lay_out
 from puna.train.losses import NextToken, Preference, cross_entropy, token_log_probs
@@ -166,7 +167,7 @@ FORMAT = 3
 
 
 def pairs() -> tuple[Batch, list[list[int]], list[tuple[list[int], list[int]]]]:
-    """Three rows of a chosen and a rejected dialogue; each response ends in a format token."""
+    """Three rows of a chosen and a rejected dialogue; most responses end in a format token."""
     random = torch.Generator().manual_seed(8)
 
     def words(n: int) -> list[int]:
@@ -183,8 +184,9 @@ def pairs() -> tuple[Batch, list[list[int]], list[tuple[list[int], list[int]]]]:
         for prompt, both in zip(prompts, ends)
     ]
     batch = lay_out(rows, 24, 0)
+    batch.documents = (batch.documents + 1) * BRANCH + torch.arange(3)[:, None]
     batch.scored = (batch.labels != IGNORE) & (batch.labels != FORMAT)
-    batch.reference = torch.randn(3, 2, generator=random) - 9
+    batch.reference = torch.randn(3, 2, generator=random).double() - 9
     return batch, prompts, ends
 
 
@@ -242,7 +244,7 @@ def test_preference_does_not_depend_on_how_pairs_are_divided():
     counts = loss.counts(batch)
 
     def part(rows: slice) -> Batch:
-        values = (batch.tokens, batch.labels, batch.documents, batch.scored, batch.reference)
+        values = (batch.tokens, batch.labels, batch.documents - rows.start, batch.scored, batch.reference)
         return Batch(*(value[rows] for value in values if value is not None))
 
     whole = loss(hidden, weight, batch, counts)
