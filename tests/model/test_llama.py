@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from puna.errors import PunaError
 from puna.model.llama import (
+    BRANCH,
     PRESETS,
     Llama,
     LlamaConfig,
@@ -287,6 +288,22 @@ def test_packed_documents_equal_one_at_a_time():
         assert found is not None
         assert weight.grad is not None
         assert relative(found, weight.grad) < 1e-5
+
+
+def test_branches_equal_rows_of_their_own():
+    model, tokens = tiny(), rows(1)
+    lengths = {(0, 0): 5, (0, 1): 3, (0, 2): 4, (1, 0): 2, (2, 1): 3, (2, 2): 2, (3, 0): 1, (3, 1): 4}
+    numbers = [document + BRANCH * branch for document, branch in lengths]
+    documents = torch.repeat_interleave(torch.tensor(numbers), torch.tensor(list(lengths.values())))[None]
+    parts = dict(zip(lengths, tokens.split(list(lengths.values()), dim=1)))
+    empty = tokens[:, :0]
+    alone = []
+    for (document, branch), part in parts.items():
+        before = parts.get((document, 0), empty) if branch else empty
+        alone.append(model(torch.cat([before, part], 1))[:, before.shape[1] :])
+    positions = [0, 1, 2, 3, 4, 5, 6, 7, 5, 6, 7, 8, 0, 1, 0, 1, 2, 0, 1, 0, 1, 2, 3, 4]
+    assert document_positions(documents).tolist() == [positions]
+    assert relative(model(tokens, documents=documents), torch.cat(alone, 1)) < 1e-6
 
 
 def test_no_gradient_crosses_documents():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from puna.model.llama import PRESETS, Attention
+from puna.model.llama import BRANCH, PRESETS, Attention
 from puna.parallel.context import View
 from puna.parallel.flex import BlockView, flex_attend
 
@@ -12,6 +12,7 @@ from puna.parallel.flex import BlockView, flex_attend
 @pytest.mark.parametrize(("cp", "rank"), [(1, 0), (2, 1)])
 def test_it_attends_to_what_the_dense_mask_lets_through(cp: int, rank: int) -> None:
     documents = (torch.rand(2, 512) < 0.01).cumsum(1)
+    documents[:, 200:] += BRANCH * (torch.rand(2, 312) < 0.02).cumsum(1)
     S = 512 // cp
     q, k, v = torch.randn(2, 4, S, 16), torch.randn(2, 2, 512, 16), torch.randn(2, 2, 512, 16)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch.distributed.tensor import DTensor
 
 from puna.errors import PunaError
-from puna.model.llama import Llama, LlamaConfig, document_mask, document_positions
+from puna.model.llama import BRANCH, Llama, LlamaConfig, document_mask, document_positions
 from puna.parallel.context import View, chunk_places
 from puna.parallel.mesh import check, make_mesh
 from puna.parallel.parts import Parts
@@ -155,6 +155,7 @@ def test_every_rank_has_an_equal_share_of_causal_attention() -> None:
     assert torch.equal(torch.cat(places).sort().values, torch.arange(64))
     assert len({int(p.sum()) for p in places}) == 1
     documents = make_batch().documents
+    documents[:, 20:] += BRANCH
     mask = document_mask(documents)[:, :, places[1]][..., torch.cat(places)]
     assert torch.equal(View(4, 1).mask(documents), mask)
     assert torch.equal(View(4, 1).positions(documents), document_positions(documents)[:, places[1]])
