@@ -114,7 +114,8 @@ def _train_puna(world: Any, stage: str, settings: dict[str, Any], folder: Path, 
         rows: Any = PackedChats(chats, SEQ_LEN, PAD, 1, 0)
         loss: Any = NextToken()
     else:
-        knobs = Dpo(seq_len=2 * SEQ_LEN, mask_format=False, beta=BETA, nll=NLL, **common | {"batch_rows": DPO_ROWS})
+        common["batch_rows"] = DPO_ROWS
+        knobs = Dpo(seq_len=2 * SEQ_LEN, mask_format=False, beta=BETA, nll=NLL, **common)
         some = some_pairs(steps * 2 * BATCH)
         pairs = [Pair(*pair) for pair in some]
         names: Any = SimpleNamespace(pad_id=PAD, special={})

@@ -67,10 +67,16 @@ def pictures(body: ElementNode, gold: str) -> Iterator[str]:
     nothing else standing between."""
     items: list[tuple[bool, str]] = []
     for node in body:
-        if node.type == NodeType.TEXT and node.parent.tag not in SILENT and WORD.search(node.text):
-            items.append((False, said(node.text)))
-        elif node.type == NodeType.ELEMENT and node.tag == "img":
-            items.append((True, line(node.getattr("alt"))))
+        if isinstance(node, ElementNode):
+            if node.tag == "img":
+                items.append((True, line(node.getattr("alt"))))
+        elif (
+            node.type == NodeType.TEXT
+            and node.parent
+            and node.parent.tag not in SILENT
+            and WORD.search(node.text or "")
+        ):
+            items.append((False, said(node.text or "")))
     for at, (is_picture, text) in enumerate(items):
         tells = is_picture and len(WORD.findall(text)) >= 3 and said(text) not in gold
         if tells and is_within(items[:at][::-1], gold) and is_within(items[at + 1 :], gold):
