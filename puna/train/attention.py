@@ -44,20 +44,19 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """As block_attention, for a mask that divides each row into documents; within one it may leave out more."""
+    """As block_attention, for a mask of documents and their branches (model/llama.py). A branch is computed after a copy
+    of what comes before it: the kernel is slow where it is not plainly causal."""
     B, heads, S, D = q.shape
     rows = mask[:, 0].flatten(0, 1)  # what each token sees; to count all of it would cost as much as the attention
-    after_gap = (~F.pad(mask[:, 0].diagonal(-1, 1, 2), (1, 0))).flatten().nonzero().flatten()
-    starts = after_gap[rows[after_gap].sum(-1) == 1]  # only the first of a document sees but itself
-    lengths = torch.diff(starts, append=starts.new_tensor([B * S]))
-    causal = (rows[starts + lengths - 1].sum(-1) == lengths).tolist()
-    documents = zip(*(x.transpose(1, 2).flatten(0, 1).split(lengths.tolist()) for x in (q, k, v)))
-    parts = []
-    for start, qkv, plain in zip(starts.tolist(), documents, causal):  # [tokens, heads, D] each
-        here = slice(start % S, start % S + len(qkv[0]))
-        own = None if plain else mask[start // S, :, here, here]
-        qkv = [x.transpose(0, 1)[None] for x in qkv]
-        parts.append(F.scaled_dot_product_attention(*qkv, attn_mask=own, is_causal=plain, enable_gqa=True))
+    gaps = (~F.pad(mask[:, 0].diagonal(-1, 1, 2), (1, 0))).flatten().nonzero().flatten()  # after what it does not see
+    seen = (rows[gaps].sum(-1) - 1).tolist()  # nothing by the first token of a document, the document by a branch's
+    flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]  # [B * S, heads, D] each
+    parts, first = [], 0
+    for start, end, before in zip(gaps.tolist(), [*gaps.tolist()[1:], B * S], seen):
+        first = first if before else start
+        qkv = [torch.cat([x[first : first + before], x[start:end]]).transpose(0, 1)[None] for x in flat]
+        found = F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
+        parts.append(found[:, :, before:])
     return torch.cat(parts, dim=2).view(heads, B, S, D).transpose(0, 1)
 
 
