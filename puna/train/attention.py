@@ -44,8 +44,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """As block_attention, for a mask of documents and their branches (model/llama.py). A branch is computed after a copy
-    of what comes before it: the kernel is slow where it is not plainly causal."""
+    """As block_attention, for a mask of documents and their branches (model/llama.py). A branch is computed after a
+    copy of what comes before it: the kernel is slow where it is not plainly causal."""
     B, heads, S, D = q.shape
     rows = mask[:, 0].flatten(0, 1)  # what each token sees; to count all of it would cost as much as the attention
     gaps = (~F.pad(mask[:, 0].diagonal(-1, 1, 2), (1, 0))).flatten().nonzero().flatten()  # after what it does not see
