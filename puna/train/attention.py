@@ -54,8 +54,8 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     parts, first = [], 0
     for start, end, before in zip(gaps.tolist(), [*gaps.tolist()[1:], B * S], seen):
         first = first if before else start
-        qkv = [torch.cat([x[first : first + before], x[start:end]]).transpose(0, 1)[None] for x in flat]
-        found = F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
+        own = [torch.cat([x[first : first + before], x[start:end]]).transpose(0, 1)[None] for x in flat]
+        found = F.scaled_dot_product_attention(own[0], own[1], own[2], is_causal=True, enable_gqa=True)
         parts.append(found[:, :, before:])
     return torch.cat(parts, dim=2).view(heads, B, S, D).transpose(0, 1)
 
