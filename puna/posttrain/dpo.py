@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from puna.errors import PunaError
 from puna.infer.engine import Engine, Sampling
@@ -159,7 +160,7 @@ class Preferences:
     def of(self, rows: Sequence[Sequence[int]]) -> Batch:
         """Rows of the pairs at these places."""
         tokens = torch.full((len(rows), self.seq_len), self.pad_id)
-        labels, documents = torch.full_like(tokens, IGNORE), torch.full_like(tokens, sum(map(len, rows)))
+        documents = torch.full_like(tokens, sum(map(len, rows)))
         number = 0
         for r, row in enumerate(rows):
             at = 0
@@ -169,13 +170,12 @@ class Preferences:
                     end = at + len(ids)
                     tokens[r, at:end] = torch.tensor(ids)
                     documents[r, at:end] = number + BRANCH * branch
-                    if branch:
-                        labels[r, at : end - 1] = tokens[r, at + 1 : end]
                     at = end
                 number += 1
-        scored = labels != IGNORE
-        if self.mask_format:
-            scored &= ~torch.isin(labels, self.special)
+        following = F.pad(documents[:, 1:], (0, 1), value=-1)
+        trained = (documents == following) & (documents >= BRANCH)
+        labels = torch.where(trained, F.pad(tokens[:, 1:], (0, 1)), IGNORE)
+        scored = trained & ~torch.isin(labels, self.special) if self.mask_format else trained
         pairs = [place for row in rows for place in row]
         reference = np.zeros((len(pairs), 2)) if self.reference is None else self.reference[pairs]
         return Batch(tokens, labels, documents, scored, torch.from_numpy(reference))
