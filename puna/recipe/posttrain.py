@@ -98,8 +98,8 @@ class Posttrain(Knobs):
 
     controls: list[Literal["sft", "on", "off"]] = []
     """Train, too, what the rounds are compared with: "sft" is SFT on the first chats alone, as many tokens as the
-    training of all rounds; "on" and "off" are SFT on the solutions of all problems, with the tool and without it, as
-    many tokens as the rounds' SFT."""
+    training that the rounds' models came from; "on" and "off" are SFT on the solutions of all problems, with the tool
+    and without it, as many tokens as the rounds' SFT."""
 
     @model_validator(mode="after")
     def multiples_are_positive(self) -> "Posttrain":

@@ -56,6 +56,7 @@ def find_title(element: str, values: dict[str, str]) -> str:
 
 
 def find_claims(html: str, title: str, values: dict[str, str]) -> Claims:
+    """What the whole page claims; `values` are those of its meta tags."""
     kind = values.get("og:type", "").lower().removeprefix("og:")
     types = set(linked_types(html))
     kinds = [kind.startswith(name) for name in OPEN_GRAPH_KINDS]
