@@ -3,6 +3,7 @@
 import ast
 import operator
 import re
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -14,7 +15,10 @@ def calculator(expression: str) -> str:
     """Work out an arithmetic expression."""
     if len(expression) > 1000:  # deep nesting can crash Python's parser
         raise ValueError("the expression is longer than 1,000 characters")
-    return _number(_evaluate(ast.parse(expression.strip(), mode="eval").body))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # a number and a word without a space between, as models write
+        tree = ast.parse(expression.strip(), mode="eval")
+    return _number(_evaluate(tree.body))
 
 
 CALCULATOR = make_tool(calculator)

@@ -82,6 +82,13 @@ def test_what_is_no_small_arithmetic_is_an_error_told_as_text(expression: str):
     assert len(result) < 300
 
 
+def test_a_number_run_into_a_word_is_no_warning_of_python_s():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="only numbers"):
+            calculator("1and 2")
+
+
 def test_a_long_expression_is_refused_before_it_is_parsed():
     assert calculator("(" * 90 + "1" + ")" * 90) == "1"
     with pytest.raises(ValueError, match="longer than 1,000 characters"):
