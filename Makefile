@@ -35,7 +35,7 @@ format: $(ENV)/.puna-test
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache puna.egg-info
 
-$(ENV)/.puna: pyproject.toml | $(ENV)/bin/python
+$(ENV)/.puna: pyproject.toml $(wildcard puna/*/native/*.[ch] puna/*/*/native/*.[ch]) | $(ENV)/bin/python
 	$(ENV)/bin/python -c "import torch" 2>/dev/null || $(PIP) torch==$(TORCH)
 	$(PIP) --editable .
 	@touch $@
