@@ -59,9 +59,9 @@ def fit(knobs: Dpo, seed: int, base: Path, path: Path, out: Path, log: Log) -> d
     batches = Preferences(pairs, None, knobs, tokenizer, seed)
     if len(batches.bins) < knobs.batch_rows:
         log.message(
-            f"only {len(pairs)} preference pairs, {len(batches.bins)} rows, fewer than dpo.batch_rows = "
-            f"{knobs.batch_rows}: the model is nearly always right or nearly always wrong, and goes on as it is; more "
-            "pairs come from a higher synthesize.preference_problems or dpo.samples"
+            f"{len(pairs)} preference pairs do not fill dpo.batch_rows = {knobs.batch_rows}: the model is nearly "
+            "always right or nearly always wrong, and goes on as it is; more pairs come from a higher "
+            "synthesize.preference_problems or dpo.samples"
         )
         save_model(load_hf(base), tokenizer, out)
         return {"dpo.pairs": figure(len(pairs))}

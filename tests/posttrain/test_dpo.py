@@ -260,6 +260,6 @@ def test_with_too_few_pairs_the_model_goes_on_unchanged(
     metrics = dpo.run(make_recipe(dpo={"batch_rows": 8}), {"sft": model_folder, "synthesize": out}, out, log)
     assert metrics["dpo.pairs"]["value"] == 3
     said = " ".join(capsys.readouterr().err.split())
-    assert "only 3 preference pairs, 1 rows, fewer than dpo.batch_rows = 8" in said
+    assert "3 preference pairs do not fill dpo.batch_rows = 8" in said
     before, after = (load_hf(folder, dtype=torch.bfloat16).state_dict() for folder in (model_folder, out))
     assert all(before[name].equal(after[name]) for name in before)
