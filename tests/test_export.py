@@ -134,7 +134,7 @@ def test_a_reward_model_scores_what_both_models_answer(
     model: Path, llama: Llama, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     reward = RewardModel.from_language_model(llama)
-    torch.nn.init.normal_(reward.score.weight)
+    torch.nn.init.normal_(reward.lm_head.weight)
     monkeypatch.setattr("puna.drift.LONGEST", 16)
     save_reward(reward, tokenizer, tmp_path / "reward", torch.float32)
     lines = [

@@ -5,7 +5,6 @@ stage hands on is an ordinary model. Beside it the adapter is kept in PEFT's for
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -47,10 +46,10 @@ class LoraLinear(nn.Linear):
         return plain
 
 
-def add_adapters(model: Llama, lora: Lora, seed: int, trained: Sequence[str] = ()) -> Llama:
+def add_adapters(model: Llama, lora: Lora, seed: int, head: bool = False) -> Llama:
     """Freeze the model and put adapters into it, in place; rank 0 leaves it as it is.
 
-    `trained` names modules that are trained whole all the same.
+    `head`: train the output matrix all the same, which is a reward model's head.
     """
     if lora.rank == 0:
         return model
@@ -59,8 +58,8 @@ def add_adapters(model: Llama, lora: Lora, seed: int, trained: Sequence[str] = (
     for name, linear in list(model.named_modules()):
         if isinstance(linear, nn.Linear) and name.rpartition(".")[2] in lora.targets:
             model.set_submodule(name, LoraLinear(linear, lora.rank, lora.scale, generator))
-    for name in trained:
-        model.get_submodule(name).requires_grad_(True)
+    if head:
+        model.lm_head.requires_grad_(True)
     return model
 
 
@@ -72,7 +71,7 @@ def merge_adapters(model: Llama) -> Llama:
     return model
 
 
-def save_adapters(model: Llama, lora: Lora, folder: Path, trained: Sequence[str] = ()) -> None:
+def save_adapters(model: Llama, lora: Lora, folder: Path, head: bool = False) -> None:
     """Write what was trained as a folder that `peft.PeftModel.from_pretrained(BASE, folder)` reads, in fp32.
 
     The base is not named: it is the model that the stage began with.
@@ -86,13 +85,13 @@ def save_adapters(model: Llama, lora: Lora, folder: Path, trained: Sequence[str]
     save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
     config = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if "score" in trained else "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
         "base_model_name_or_path": None,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "use_rslora": lora.rslora,
         "target_modules": list(lora.targets),
-        "modules_to_save": list(trained) or None,
+        "modules_to_save": ["score"] if head else None,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -101,13 +100,13 @@ def save_adapters(model: Llama, lora: Lora, folder: Path, trained: Sequence[str]
     write_json(folder / "adapter_config.json", config)
 
 
-def finish_adapters(model: Llama, lora: Lora, folder: Path, trained: Sequence[str] = ()) -> Llama:
+def finish_adapters(model: Llama, lora: Lora, folder: Path, head: bool = False) -> Llama:
     """Save the adapters to `folder` and merge them, in place; rank 0 has none."""
     if lora.rank == 0:
         return model
-    save_adapters(model, lora, folder, trained)
+    save_adapters(model, lora, folder, head)
     return merge_adapters(model)
 
 
 def _peft_name(name: str) -> str:
-    return f"base_model.model.{name if name.startswith('score.') else f'model.{name}'}"
+    return f"base_model.model.{'score.weight' if name == 'lm_head.weight' else f'model.{name}'}"

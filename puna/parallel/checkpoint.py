@@ -201,9 +201,13 @@ def config_of_parts(path: Path) -> LlamaConfig:
     return LlamaConfig(**config, rope_scaling=scaling and RopeScaling(**scaling))
 
 
-def load_parts(path: Path, scratch: Path, dtype: torch.dtype = torch.float32) -> Llama:
-    """The model of a checkpoint, its weights in files in `scratch` that are mapped into memory: whatever its size, no
-    more is held than what is in use."""
+def mapped_weights(path: Path, scratch: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The weights of a checkpoint in files in `scratch` that are mapped into memory: whatever their size, no more is
+    held than what is in use."""
     scratch.mkdir(parents=True, exist_ok=True)
-    state = {name: mapped_copy(tensor.to(dtype), scratch / name) for name, tensor in weights_of_parts(path)}
-    return with_state(empty_model(config_of_parts(path)), state, "cpu")
+    return {name: mapped_copy(tensor.to(dtype), scratch / name) for name, tensor in weights_of_parts(path)}
+
+
+def load_parts(path: Path, scratch: Path, dtype: torch.dtype = torch.float32) -> Llama:
+    """The model of a checkpoint, with its `mapped_weights`."""
+    return with_state(empty_model(config_of_parts(path)), mapped_weights(path, scratch, dtype), "cpu")

@@ -15,7 +15,7 @@ from puna.log import Log
 from puna.machine import training_dtype
 from puna.model.llama import Llama
 from puna.model.weights import empty_model
-from puna.parallel.checkpoint import PartsCheckpoints, load_parts
+from puna.parallel.checkpoint import PartsCheckpoints, mapped_weights
 from puna.parallel.context import View, apply_context_parallel
 from puna.parallel.flex import BlockView, apply_flex
 from puna.parallel.float8 import apply_float8
@@ -60,6 +60,7 @@ class Parts:
         view = BlockView if kind == "cuda" else View
         self.view = view(self.layout.cp, self.mesh.get_local_rank("cp"))
         shell = empty_model(model.config)
+        shell.lm_head = nn.Linear(model.config.dim, model.lm_head.out_features, bias=False, device="meta")
         self.pipeline = Pipeline(shell, self.mesh["pp"], self.layout, self.view) if self.layout.pp > 1 else None
         whole = range(model.config.layers)
         self.parts = self.pipeline.parts if self.pipeline else [Part(shell, whole, True, True, self.view)]
@@ -123,7 +124,7 @@ class Parts:
         def loss(hidden: Tensor, number: int) -> Tensor:
             head = next(part.lm_head.weight for part in self.parts if part.lm_head is not None)
             with torch.autocast(hidden.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                value = self.loss(whole_sequence(hidden), head, cut[number], counts)
+                value = self.loss(whole_sequence(hidden, head), head, cut[number], counts)
             tallies[number] = tally.take(hidden.device)
             return value if number < there else value * 0
 
@@ -179,7 +180,7 @@ class Parts:
         checkpoints.wait()
         dist.barrier()
         if self.world.rank == 0:
-            whole = load_parts(next(path for step, path in found(folder) if step == steps), folder / "whole")
-            self.model.load_state_dict(whole.state_dict(), assign=True)
+            last = next(path for step, path in found(folder) if step == steps)
+            self.model.load_state_dict(mapped_weights(last, folder / "whole"), assign=True)
             self.model.rope.to_empty(device="cpu")
         dist.barrier()

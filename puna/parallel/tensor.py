@@ -53,7 +53,11 @@ def table() -> dict[str, ParallelStyle]:
 
 def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
     """Cut a model, or the part of it that a pipeline stage holds, over the `tp` axis, in place."""
-    parallelize_module(model, mesh, {name: style for name, style in table().items() if _is_there(model, name)})
+    styles = {name: style for name, style in table().items() if _is_there(model, name)}
+    head = getattr(model, "lm_head", None)
+    if head is not None and head.out_features == 1:
+        styles["lm_head"] = SequenceParallel()  # the one row of a reward model is whole on every rank, as norms are
+    parallelize_module(model, mesh, styles)
 
 
 def overlap_tensor_parallel(mesh: DeviceMesh) -> None:
@@ -108,8 +112,11 @@ def local_vocabulary(weight: Tensor) -> tuple[Tensor, VocabularyParallel | None]
     return part, VocabularyParallel(weight.device_mesh, len(part))
 
 
-def whole_sequence(hidden: Tensor) -> Tensor:
-    """The final norm's output on every rank of `tp`; its gradient is summed over them."""
+def whole_sequence(hidden: Tensor, head: Tensor) -> Tensor:
+    """The final norm's output on every rank of `tp`; its gradient is summed over those that have a part of the output
+    matrix, the head, each."""
     if not isinstance(hidden, DTensor):
         return hidden
-    return hidden.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    assert isinstance(head, DTensor)
+    gradient = Partial() if head.placements[0].is_shard() else Replicate()
+    return hidden.redistribute(placements=[Replicate()]).to_local(grad_placements=[gradient])

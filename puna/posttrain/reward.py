@@ -28,6 +28,7 @@ from puna.text.tokenizer import Tokenizer
 from puna.train.batches import IGNORE, Batch, pack, rng
 from puna.train.launch import World, count_processes, launch
 from puna.train.loop import train
+from puna.train.losses import whole_or_part
 
 
 def fit(knobs: Reward, seed: int, base: Path, pairs: Sequence[Path], out: Path, log: Log) -> dict[str, Any]:
@@ -53,11 +54,11 @@ def _train(world: World, knobs: Reward, seed: int, base: Path, pairs: list[Path]
     rankings = Rankings(read_pairs(*pairs), knobs, tokenizer.pad_id, seed)
     if world.rank == 0:
         log.message(f"{len(rankings.rankings):,} prompts with ranked answers in {len(rankings.bins):,} rows")
-    model = RewardModel.from_language_model(load_hf(base, dtype=torch.float32))
-    add_adapters(model, knobs.lora, seed, trained=["score"])
+    model = RewardModel.from_language_model(load_hf(base))
+    add_adapters(model, knobs.lora, seed, head=True)
     train(model, rankings, Ranking(), knobs, world, work_folder(out), log, "reward model")
     if world.rank == 0:
-        finish_adapters(model, knobs.lora, out / "adapter", trained=["score"])
+        finish_adapters(model, knobs.lora, out / "adapter", head=True)
         save_reward(model, tokenizer, out)
 
 
@@ -136,6 +137,7 @@ class Ranking:
 
     def __call__(self, hidden: Tensor, weight: Tensor, batch: Batch, counts: Tensor) -> Tensor:
         ends, better = self._better(batch)
+        weight, _ = whole_or_part(weight)
         with torch.autocast(hidden.device.type, enabled=False):
             scores = (hidden.flatten(0, 1)[ends].float() @ weight.float().t())[:, 0]
         margins = scores[:, None] - scores[None, :]

@@ -24,27 +24,21 @@ ARCHITECTURE = "LlamaForSequenceClassification"
 
 
 class RewardModel(Llama):
-    """A Llama with a scalar head: `lm_head`, as the training loop calls an output matrix, is `score` [1, dim]."""
+    """A Llama whose output matrix has one row: the head, `score` on disk."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
-        del self._modules["lm_head"]
-        self.score = nn.Linear(config.dim, 1, bias=False)
-
-    @property
-    def lm_head(self) -> nn.Linear:
-        return self.score
-
-    @lm_head.setter
-    def lm_head(self, value: nn.Linear) -> None:
-        self._modules["lm_head"] = value  # while Llama is being made
+        self.lm_head = nn.Linear(config.dim, 1, bias=False)
 
     @classmethod
     def from_language_model(cls, model: Llama) -> Self:
-        """The same transformer, every score zero."""
-        reward = cls(model.config)
-        state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("lm_head.")}
-        reward.load_state_dict(state | {"score.weight": torch.zeros(1, model.config.dim)})
+        """The same transformer, in the same memory; every score is zero."""
+        with torch.device("meta"):
+            reward = cls(model.config)
+        state = model.state_dict()
+        head = torch.zeros_like(state["lm_head.weight"][:1])
+        reward.load_state_dict(state | {"lm_head.weight": head}, assign=True)
+        reward.rope = model.rope
         return reward
 
 
@@ -75,13 +69,12 @@ def load_reward(directory: str | Path, dtype: torch.dtype | None = None) -> Rewa
     state = load_file(path)
     expected = {_hf_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     check_tensors({name: (tuple(tensor.shape), path) for name, tensor in state.items()}, expected, directory)
-    state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict({name: state[_hf_name(name)] for name in model.state_dict()}, assign=True)
     return model.to(dtype)
 
 
 def _hf_name(name: str) -> str:
-    return name if name == "score.weight" else f"model.{name}"
+    return "score.weight" if name == "lm_head.weight" else f"model.{name}"
 
 
 class Scorer:
@@ -109,7 +102,7 @@ class Scorer:
         self, conversations: Sequence[tuple[list[int], Sequence[list[int]]]], tokens: int = 8192
     ) -> list[list[float]]:
         """The score of every response of (prompt ids, [response ids]); about so many tokens at once."""
-        device = self.model.score.weight.device
+        device = self.model.lm_head.weight.device
         sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in conversations]
         order = sorted(range(len(sizes)), key=lambda i: sizes[i])
         scores: list[list[float]] = [[] for _ in sizes]
@@ -123,7 +116,7 @@ class Scorer:
             ids = torch.tensor([row + [0] * (room - len(row)) for row, _, _ in rows], device=device)
             documents = [row + [1] * (room - len(row)) for _, row, _ in rows]
             hidden = self.model.hidden(ids, documents=torch.tensor(documents, device=device))
-            for i, values, (_, _, ends) in zip(numbers, self.model.score(hidden)[:, :, 0].float(), rows):
+            for i, values, (_, _, ends) in zip(numbers, self.model.lm_head(hidden)[:, :, 0].float(), rows):
                 scores[i] = values[ends].tolist()
         return scores
 

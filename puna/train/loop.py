@@ -176,13 +176,10 @@ def read(
 def make_trainee(model: Llama, loss: Loss, options: Training, world: World) -> Trainee:
     compiled = use_compile(options, world.device)
     plain = options.layout.is_plain and not options.float8
-    only_whole = type(model) is not Llama or not all(p.requires_grad for p in model.parameters())
-    if only_whole and not plain:
-        raise PunaError(
-            "adapters are trained with the model whole in each process, and so is a reward model; set no layout and no "
-            "float8"
-        )
-    if plain and (only_whole or world.device.type == "cpu"):
+    adapted = not all(p.requires_grad for p in model.parameters())
+    if adapted and not plain:
+        raise PunaError("adapters are trained with the model whole in each process; set no layout and no float8")
+    if plain and (adapted or world.device.type == "cpu"):
         return Whole(model, loss, options, world, compiled)
     from puna.parallel.parts import Parts
 

@@ -15,26 +15,29 @@ from puna.errors import PunaError
 from puna.log import Log
 from puna.model.llama import BRANCH, PRESETS, Llama
 from puna.parallel.checkpoint import load_parts
+from puna.posttrain.reward import Ranking
+from puna.posttrain.reward_model import RewardModel
 from puna.recipe import Training
 from puna.recipe.layout import Layout
 from puna.train.average import WeightAverage
-from puna.train.batches import Batch
+from puna.train.batches import IGNORE, Batch
 from puna.train.checkpoint import found, weights_of
 from puna.train.launch import World, launch
 from puna.train.loop import train
-from puna.train.losses import NextToken, Preference
+from puna.train.losses import Loss, NextToken, Preference
 
 CONFIG = replace(PRESETS["1m"], vocab_size=64, dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=64)
 STEPS = 4
 
 
 class RandomRows:
-    """Rows of two documents; with `pairs`, of one with two branches, scored and with a reference."""
+    """Rows of two documents; for a loss that compares answers, of one with two branches, scored and with a reference,
+    or with the ranks of the answers."""
 
-    def __init__(self, rows: int, pairs: bool = False) -> None:
+    def __init__(self, rows: int, loss: Loss) -> None:
         random = torch.Generator().manual_seed(5)
         self.tokens = torch.randint(CONFIG.vocab_size, (rows, 17), generator=random)
-        self.pairs = pairs
+        self.loss = loss
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -43,11 +46,14 @@ class RandomRows:
         tokens = self.tokens[list(numbers)]
         documents = (torch.arange(16) >= 7).long().expand(len(tokens), 16)
         batch = Batch(tokens[:, :-1], tokens[:, 1:], documents, sources=tokens[:, :-1] % 2)
-        if self.pairs:
+        if not isinstance(self.loss, NextToken):
             branches = torch.tensor([0] * 4 + [1] * 5 + [2] * 7)
             batch.documents = branches * BRANCH + torch.arange(len(tokens))[:, None]
             batch.scored = (branches > 0).expand_as(documents)
             batch.reference = torch.full((len(tokens), 2), -40.0)
+        if isinstance(self.loss, Ranking):
+            batch.labels = torch.full_like(batch.tokens, IGNORE)
+            batch.labels[:, [8, 15]] = torch.tensor([[1, 0]])
         return batch
 
 
@@ -61,14 +67,16 @@ LAYOUTS = {
 }
 MEANS = {"mean pp tp": Layout(pp=2, tp=2), "mean fsdp": Layout(shard=4)}
 CURVES = {"long tp dp": Layout(tp=2), "long pp cp": Layout(pp=2, cp=2)}
+RANKED = {"reward tp pp": Layout(tp=2, pp=2), "reward tp dp": Layout(tp=2), "reward fsdp": Layout(shard=4)}
 PLAIN = Layout()
+DPO = Preference(0.1, 0.2)
 
 
 def run(
     world: World,
     folder: Path,
     layout: Layout,
-    pairs: bool = False,
+    loss: Loss | None = None,
     steps: int = STEPS,
     mean: bool = False,
     **changed: Any,
@@ -79,11 +87,11 @@ def run(
     knobs: dict[str, Any] = {"seq_len": 16, "batch_rows": 4, "peak_lr": 1e-2, "warmup_steps": 2, "epsilon": 1e-4}
     knobs |= {"precision": "fp32", "compile": "off", "keep_every": 2, "keep_checkpoints": 1, "layout": layout}
     options = Training(**knobs | changed)
-    model = Llama(CONFIG).init_weights(torch.Generator().manual_seed(1))
-    loss = Preference(0.1, 0.2) if pairs else NextToken(sources=["even", "odd"])
+    model = (RewardModel if isinstance(loss, Ranking) else Llama)(CONFIG).init_weights(torch.Generator().manual_seed(1))
+    loss = loss or NextToken(sources=["even", "odd"])
     log = Log(folder / "log", "test", quiet=True)
     average = WeightAverage(folder / "average", world.rank, steps, steps, steps) if mean else None
-    train(model, RandomRows(4 * steps, pairs), loss, options, world, folder / "work", log, "test", average)
+    train(model, RandomRows(4 * steps, loss), loss, options, world, folder / "work", log, "test", average)
     if world.rank == 0:
         torch.save({name: weight.clone() for name, weight in model.state_dict().items()}, folder / "weights.pt")
 
@@ -107,10 +115,12 @@ def run_all(world: World, folder: Path) -> None:
         run(world, folder / name, layout, steps=20)
     for name, layout in MEANS.items():
         run(world, folder / name, layout, mean=True)
-    run(world, folder / "dpo", Layout(tp=2, pp=2), pairs=True)
+    run(world, folder / "dpo", Layout(tp=2, pp=2), DPO)
+    for name, layout in RANKED.items():
+        run(world, folder / name, layout, Ranking())
     run(world, folder / "uneven", Layout(tp=2), batch_rows=3)  # three micro-batches for two replicas
     with pytest.raises(PunaError, match=r"layout\.cp = 2: Preference needs whole rows; set cp = 1"):
-        run(world, folder / "refused", Layout(cp=2), pairs=True)
+        run(world, folder / "refused", Layout(cp=2), DPO)
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +199,20 @@ def test_one_process_goes_on_from_parts(trained: Path, tmp_path: Path) -> None:
 
 
 def test_dpo_and_a_share_that_does_not_come_out_even(trained: Path, tmp_path: Path) -> None:
-    run(World(), tmp_path / "dpo", PLAIN, pairs=True)
+    run(World(), tmp_path / "dpo", PLAIN, DPO)
     run(World(), tmp_path / "uneven", PLAIN, batch_rows=3)
     for name in ("dpo", "uneven"):
         for line, plain in zip(losses(trained / name), losses(tmp_path / name), strict=True):
             assert line == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_a_reward_model_whose_head_is_one_row(trained: Path, tmp_path: Path, name: str) -> None:
+    run(World(), tmp_path, PLAIN, Ranking())
+    for line, plain in zip(losses(trained / name), losses(tmp_path), strict=True):
+        assert line == pytest.approx(plain, rel=1e-5)
+    assert distance(weights(trained / name), weights(tmp_path)) < 1e-5
+    assert weights(tmp_path)["lm_head.weight"].shape == (1, CONFIG.dim)
 
 
 def test_a_checkpoint_becomes_a_model_without_a_process_group(trained: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_reward_models_head_is_trained_whole(tokenizer: Tokenizer, model_folde
     )  # fmt: skip
     reward.fit(knobs, 0, model_folder, [pairs], out, log)
     state = load_file(out / "adapter" / "adapter_model.safetensors")
-    assert state["base_model.model.score.weight"].bfloat16().equal(load_reward(out).score.weight.bfloat16())
+    assert state["base_model.model.score.weight"].bfloat16().equal(load_reward(out).lm_head.weight.bfloat16())
     assert state["base_model.model.score.weight"].any()
 
 

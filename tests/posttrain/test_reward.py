@@ -1,5 +1,6 @@
 """The reward model: branches in one row against rows of their own, its directory in transformers, what it learns."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ MakeRecipe = Callable[..., Recipe]
 @pytest.fixture
 def model(model_folder: Path) -> RewardModel:
     model = RewardModel.from_language_model(load_hf(model_folder, dtype=torch.float32))
-    torch.nn.init.normal_(model.score.weight)
+    torch.nn.init.normal_(model.lm_head.weight)
     return model.requires_grad_(False).eval()
 
 
@@ -44,7 +45,7 @@ def random_pairs(count: int, edited: bool = True) -> list[Pair]:
 
 def alone(model: RewardModel, prompt: list[int], response: list[int]) -> float:
     """The score of a response in a row of its own."""
-    return model.score(model.hidden(torch.tensor([prompt + response])))[0, -1, 0].item()
+    return model.lm_head(model.hidden(torch.tensor([prompt + response])))[0, -1, 0].item()
 
 
 def test_a_response_sees_the_prompt_and_itself_only():
@@ -69,7 +70,7 @@ def test_branches_in_packed_rows_score_as_rows_of_their_own(
     rankings = Rankings(pairs, make_recipe(reward={"seq_len": 64}).reward, 0, seed=1)
     batch = rankings.rows(range(len(rankings)))
     with attention_in(model, attend):
-        scores = model.score(model.hidden(batch.tokens, documents=batch.documents))[..., 0]
+        scores = model.lm_head(model.hidden(batch.tokens, documents=batch.documents))[..., 0]
     ends = batch.labels != IGNORE
     found = sorted(zip(batch.labels[ends].tolist(), scores[ends].tolist()))
     ranked = ((pair.prompt, list(enumerate(pair.ranked, 0))) for pair in pairs)
@@ -177,6 +178,25 @@ def test_the_stage_learns_from_the_pretrained_model(
     assert metrics["reward.loss"]["value"] < 0.3
     assert ranks_right(Scorer.load(out), marked_pairs(tokenizer, 100, 1)).mean() > 0.9
     assert load_file(out / "model.safetensors")["score.weight"].dtype == torch.bfloat16
+
+
+def test_a_layout_trains_the_same_reward_model(model_folder: Path, make_recipe: MakeRecipe, tmp_path: Path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(pair_lines(random_pairs(60)))
+    knobs = {"seq_len": 32, "batch_rows": 4, "peak_lr": 1e-2, "micro_rows": 2, "warmup_steps": 2, "precision": "fp32"}
+    knobs |= {"epochs": 2, "epsilon": 1e-4}  # a gradient near zero is not all of a step
+    for name, more in {"whole": {"processes": 1}, "cut": {"processes": 2, "layout": {"pp": 2}}}.items():
+        (tmp_path / name / "work").mkdir(parents=True)
+        log = Log(tmp_path / name, "reward", quiet=True)
+        fit = make_recipe(reward=knobs | {"compile": "off"} | more).reward
+        reward.fit(fit, 0, model_folder, [path], tmp_path / name / "out", log)
+    whole, cut = (dict(load_reward(tmp_path / name / "out").state_dict()) for name in ("whole", "cut"))
+    losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "reward.jsonl").read_text().splitlines()]
+              for name in ("whole", "cut")]  # fmt: skip
+    assert len(losses[0]) > 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for name, tensor in whole.items():
+        assert cut[name].float().allclose(tensor.float(), rtol=1e-2, atol=1e-4), name  # the files are in bf16
 
 
 @pytest.mark.parametrize(
