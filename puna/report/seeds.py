@@ -45,9 +45,12 @@ def seeds(run: Run) -> dict[str, Any] | None:
             continue
         values = np.array([figure["value"] for figure in found])
         half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-        mean = {"value": float(values.mean()), "low": float(values.mean()) - half, "high": float(values.mean()) + half}
+        low, high = float(values.mean()) - half, float(values.mean()) + half
         is_change = name.rpartition(".")[2] in ("change", "gain", "over_start", "over_control")
         unit = "points" if is_change else "percent" if found[0]["unit"] == "share" else "three"
+        if not is_change and found[0]["unit"] in ("share", "F1"):
+            low, high = max(low, 0.0), min(high, 1.0)
+        mean = {"value": float(values.mean()), "low": low, "high": high}
         figures, n = [each.get(name) for each in metrics], found[0].get("n")
         rows.append({"title": title, "figures": figures, "mean": mean, "unit": unit, "n": n})
     return {"seeds": [each.recipe.seed for each in runs], "rows": rows} if rows else None

@@ -20,7 +20,7 @@ def share(value: float, n: int = 1000) -> dict[str, Any]:
     return figure(value, "share", value - 0.01, value + 0.01, n)
 
 
-def make_run(folder: Path, seed: int = 0, over_control: float = 0.2) -> Run:
+def make_run(folder: Path, seed: int = 0, over_control: float = 0.2, told: float = 0.98) -> Run:
     recipe = {"name": folder.name, "seed": seed, "posttrain": {"rounds": 2}}
     run = Run(parse_recipe(recipe, "test"), folder)
     out = folder / "rounds"
@@ -47,7 +47,7 @@ def make_run(folder: Path, seed: int = 0, over_control: float = 0.2) -> Run:
         )
     (out / "ledger.json").write_text(json.dumps(ledger))
     metrics = {"reward.accuracy": share(0.822), "reward.best_of": share(0.77), "reward.random_pick": share(0.66)}
-    for name, value in (("start", 0.4), ("end", 0.7), ("control", 0.5), ("on", 0.98), ("off", 0.03)):
+    for name, value in (("start", 0.4), ("end", 0.7), ("control", 0.5), ("on", told), ("off", 0.03)):
         metrics |= {f"rounds.{key}.{name}": share(value) for key in ("first", "solved", "irrelevance")}
         metrics |= {f"rounds.solved.{kind}.{name}": share(value) for kind in ("single", "nested", "parallel", "none")}
     metrics |= {
@@ -81,7 +81,7 @@ def test_other_seeds_stand_beside_it(tmp_path: Path):
     run = make_run(tmp_path / "one", 0, 0.02)
     assert seeds(run) is None
     for number, over in ((1, 0.05), (2, -0.01)):
-        make_run(tmp_path / f"seed-{number}", number, over)
+        make_run(tmp_path / f"seed-{number}", number, over, 0.7)
     other = make_run(tmp_path / "other", 3)
     (other.folder / "recipe.toml").write_text('name = "other"\nseed = 3\n')  # another recipe
     found = seeds(run)
@@ -91,6 +91,9 @@ def test_other_seeds_stand_beside_it(tmp_path: Path):
     mean = rows["Over SFT of equal compute"]["mean"]
     half = 4.302653 * 0.03 / 3**0.5  # Student's t for two degrees of freedom; the deviation is .03
     assert [mean["value"], mean["low"], mean["high"]] == pytest.approx([0.02, 0.02 - half, 0.02 + half])
+    told = rows["Single calls, told every call"]["mean"]
+    assert told["low"] == pytest.approx((0.98 + 0.7 * 2) / 3 - 4.302653 * 0.28 / 3)
+    assert told["high"] == 1.0  # no share is more
     page = " ".join(re.sub("<[^>]*>", " ", render(run)).split())
     assert "The same with other seeds" in page
     assert (
