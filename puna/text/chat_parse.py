@@ -17,10 +17,10 @@ that were right.
 import ast
 import json
 import re
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from puna.text.expression import parse_expression
 from puna.text.message import BUILTIN_ARGUMENT, Message, ToolCall
 from puna.text.tokenizer import Tokenizer
 
@@ -106,9 +106,7 @@ def _from_json(value: Any) -> ToolCall:
 def _python_list(text: str) -> list[ToolCall]:
     """Calls written as a Python list, with keyword arguments that are literals."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # e.g. an unknown escape in a string
-            items = ast.parse(text, mode="eval").body
+        items = parse_expression(text)
         if not isinstance(items, ast.List):
             return []
         return [_from_python(item) for item in items.elts]

@@ -3,11 +3,11 @@
 import ast
 import operator
 import re
-import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+from puna.text.expression import parse_expression
 from puna.tools.functions import make_tool
 
 
@@ -15,10 +15,7 @@ def calculator(expression: str) -> str:
     """Work out an arithmetic expression."""
     if len(expression) > 1000:  # deep nesting can crash Python's parser
         raise ValueError("the expression is longer than 1,000 characters")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # a number and a word without a space between, as models write
-        tree = ast.parse(expression.strip(), mode="eval")
-    return _number(_evaluate(tree.body))
+    return _number(_evaluate(parse_expression(expression.strip())))
 
 
 CALCULATOR = make_tool(calculator)

@@ -75,9 +75,7 @@ def test_results_as_people_write_them(expression: str, result: str):
     ids=lambda expression: expression[:12],
 )  # fmt: skip
 def test_what_is_no_small_arithmetic_is_an_error_told_as_text(expression: str):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)
-        result = run_call(ToolCall("calculator", {"expression": expression}), [CALCULATOR])
+    result = run_call(ToolCall("calculator", {"expression": expression}), [CALCULATOR])
     assert result.startswith("error: ")
     assert len(result) < 300
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, Optional, Union
 
 from puna.errors import PunaError
 from puna.posttrain.synthesis.found import Drop, DropError
+from puna.text.expression import parse_expression
 from puna.tools import make_tool
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
@@ -202,7 +203,7 @@ def _safe(hint: ast.expr) -> ast.expr:
     match hint:
         case ast.Constant(value=str(text)):
             try:
-                return _safe(ast.parse(text.strip(), mode="eval").body)
+                return _safe(parse_expression(text.strip()))
             except SyntaxError:
                 raise DropError("type", text[:80]) from None
         case ast.Constant(value=None):
