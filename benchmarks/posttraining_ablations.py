@@ -64,7 +64,7 @@ def main() -> None:
             show(name, models)
             if len(models) > 1:
                 average(models, mean := Path(folder) / f"{name} averaged")
-                show(f"{name}, averaged", [mean] * len(models))
+                show(f"{name}, averaged", [mean])
 
 
 def train(recipe: Recipe, changes: dict[str, Any], seed: int, start: Path, pairs: Path, folder: Path) -> Path:

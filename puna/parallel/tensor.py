@@ -113,8 +113,8 @@ def local_vocabulary(weight: Tensor) -> tuple[Tensor, VocabularyParallel | None]
 
 
 def whole_sequence(hidden: Tensor, head: Tensor) -> Tensor:
-    """The final norm's output on every rank of `tp`; its gradient is summed over those that have a part of the output
-    matrix, the head, each."""
+    """The final norm's output on every rank of `tp`. Its gradient is summed over them where each has a part of the
+    output matrix, `head`; where each has all of it, it is whole as it comes."""
     if not isinstance(hidden, DTensor):
         return hidden
     assert isinstance(head, DTensor)

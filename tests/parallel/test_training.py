@@ -129,6 +129,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(World(), folder / "plain", PLAIN)
     run(World(), folder / "long", PLAIN, steps=20)
     run(World(), folder / "mean", PLAIN, mean=True)
+    run(World(), folder / "reward", PLAIN, Ranking())
     launch(run_all, 4, folder)
     return folder
 
@@ -207,12 +208,11 @@ def test_dpo_and_a_share_that_does_not_come_out_even(trained: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", RANKED)
-def test_a_reward_model_whose_head_is_one_row(trained: Path, tmp_path: Path, name: str) -> None:
-    run(World(), tmp_path, PLAIN, Ranking())
-    for line, plain in zip(losses(trained / name), losses(tmp_path), strict=True):
+def test_a_reward_model_whose_head_is_one_row(trained: Path, name: str) -> None:
+    for line, plain in zip(losses(trained / name), losses(trained / "reward"), strict=True):
         assert line == pytest.approx(plain, rel=1e-5)
-    assert distance(weights(trained / name), weights(tmp_path)) < 1e-5
-    assert weights(tmp_path)["lm_head.weight"].shape == (1, CONFIG.dim)
+    assert distance(weights(trained / name), weights(trained / "reward")) < 1e-5
+    assert weights(trained / "reward")["lm_head.weight"].shape == (1, CONFIG.dim)
 
 
 def test_a_checkpoint_becomes_a_model_without_a_process_group(trained: Path, tmp_path: Path) -> None:
